@@ -1,0 +1,70 @@
+"""Losses over paths: arrays in, one number per path out. None of them sees a network.
+
+``log_ratio`` is ``sum_i [log p_prior - log p_post]`` of each path, ``f32[B]``; its gradient is minus that of the
+posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it cheap).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def rtb(
+    log_ratio: Float[Array, "B"],
+    log_reward: Float[Array, "B"],
+    log_z: Float[Array, "B"],
+    *,
+    beta: float | Float[Array, ""] = 1.0,
+    cutoff: float = 0.0,
+) -> Float[Array, "B"]:
+    """Relative trajectory balance, half the squared residual (paper, eq. 9).
+
+    ``residual = log_z - log_ratio - beta log_reward``. A residual whose square is below ``cutoff`` gives no gradient
+    (paper, app. E: 0.1).
+    """
+    residual = log_z - log_ratio - beta * log_reward
+    return 0.5 * jax.nn.relu(residual**2 - cutoff)
+
+
+def reinforce(
+    log_ratio: Float[Array, "B"], log_reward: Float[Array, "B"], *, beta: float | Float[Array, ""] = 1.0
+) -> Float[Array, "B"]:
+    """KL-regularised policy gradient with the KL inside the advantage; its optimum is the posterior.
+
+    On-policy only, where its expected gradient is that of `rtb` (Deleu et al. 2025, prop. 3.1). The baseline is the
+    batch mean.
+    """
+    gap = jax.lax.stop_gradient(log_ratio + beta * log_reward)
+    return (gap - jnp.mean(gap)) * log_ratio
+
+
+def reinforce_reward(
+    log_ratio: Float[Array, "B"], log_reward: Float[Array, "B"], *, alpha: float = 0.0
+) -> Float[Array, "B"]:
+    """The paper's toy baseline: REINFORCE on r itself, plus ``alpha`` times the squared log-ratio.
+
+    Neither term's optimum is the posterior, whatever alpha (Deleu et al. 2025); kept for the comparison.
+    """
+    reward = jnp.exp(log_reward)
+    return (reward - jnp.mean(reward)) * log_ratio + alpha * log_ratio**2
+
+
+def whitened(reward: Float[Array, "B"]) -> Float[Array, "B"]:
+    """Advantages of mean 0 and standard deviation 1 over the batch."""
+    return (reward - jnp.mean(reward)) / (jnp.std(reward) + 1e-6)
+
+
+def ddpo(log_ratio: Float[Array, "B"], log_reward: Float[Array, "B"]) -> Float[Array, "B"]:
+    """Policy gradient on the whitened reward r, no KL (Black et al. 2024, the score-function variant). Collapses."""
+    return whitened(jnp.exp(log_reward)) * log_ratio
+
+
+def dpok(log_ratio: Float[Array, "B"], log_reward: Float[Array, "B"], *, kl_weight: float = 0.01) -> Float[Array, "B"]:
+    """`ddpo` plus ``kl_weight`` times a KL to the prior, as a score-function term (Fan et al. 2023)."""
+    kl = jax.lax.stop_gradient(-log_ratio)
+    return (whitened(jnp.exp(log_reward)) - kl_weight * (kl - jnp.mean(kl))) * log_ratio
+
+
+def mle(log_post: Float[Array, "B"]) -> Float[Array, "B"]:
+    """Negative log-likelihood of paths: what trains a prior on noised data."""
+    return -log_post

@@ -1,0 +1,169 @@
+"""The RTB objective with its exact two-pass gradient (paper, eq. 9 and app. H.1).
+
+    gap(path) = sum_i [log p_prior(xs[i+1] | xs[i]) - log p_post(xs[i+1] | xs[i])] + beta log r(xs[T])
+    loss      = 1/2 mean_b residual_b^2,        residual_b = log Z - gap_b
+    gradient  = mean_b residual_b (d log Z + sum_i d log p_post(xs[i+1] | xs[i]))
+
+The residual is a number known before any backward pass: pass 1 is forward only, and on-policy it is free, for the
+rollout has already computed it. Pass 2 scans over chunks of steps and accumulates the gradient. Memory does not grow with
+T beyond the states themselves.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from rtbjax import losses, partition
+from rtbjax.process import Process
+from rtbjax.sharding import varying_like
+from rtbjax.trajectory import check_chunk, log_prob
+from rtbjax.types import Policy, PRNGKey, Trajectory
+
+
+class LossInfo(NamedTuple):
+    """What a human wants to know about one loss evaluation, without gradient.
+
+    Attributes:
+      gap: ``f32[B]``, the log importance weight of each path if it is the posterior's own.
+      log_z: ``f32[B]``, what each gap was balanced against.
+    """
+
+    gap: Float[Array, "B"]
+    log_z: Float[Array, "B"]
+
+
+def path_log_ratio(
+    policy_params: PyTree,
+    trajectory: Trajectory,
+    *,
+    process: Process,
+    apply_fn: Callable,
+    grad_steps: int | None = None,
+    key: PRNGKey | None = None,
+    chunk: int = 1,
+) -> Float[Array, "B"]:
+    """``sum_i [log p_prior - log p_post]`` of each path, with a gradient at memory constant in T.
+
+    The value comes from ``trajectory.log_ratio`` where that is given, else from a forward pass over all steps. The
+    gradient recomputes the posterior step by step.
+
+    Args:
+      policy_params: the posterior's parameters.
+      trajectory: paths with ``log_prior``.
+      process: the chain.
+      apply_fn: the posterior's denoiser.
+      grad_steps: S, the number of steps, drawn uniformly without replacement, that carry the gradient, rescaled by T/S:
+        unbiased (paper, app. H.1). The value is not affected. None for all T.
+      key: needed with ``grad_steps``.
+      chunk: steps per network call in the gradient; must divide S.
+
+    Raises:
+      ValueError: ``grad_steps`` outside 1..T or without a key, or ``chunk`` that does not divide it.
+    """
+    total = process.num_steps
+    if trajectory.xs.shape[0] != total + 1:
+        raise ValueError(f"A path of {total} steps has {total + 1} states, got {trajectory.xs.shape[0]}.")
+    if grad_steps is None:
+        steps, scale = jnp.arange(total), 1.0
+    else:
+        if not 1 <= grad_steps <= total:
+            raise ValueError(f"grad_steps must lie in 1..{total} (the steps of the process), got {grad_steps}.")
+        if key is None:
+            raise ValueError("grad_steps draws random steps and needs a key.")
+        steps = jax.random.choice(key, total, (grad_steps,), replace=False)
+        scale = total / grad_steps
+    check_chunk(steps.shape[0], chunk)
+
+    xs, cond = trajectory.xs, trajectory.cond
+    # The gradient with respect to marked parameters is this shard's own: autodiff of the mark sums it over shards.
+    policy_params = varying_like(policy_params, xs)
+    if trajectory.log_ratio is None:
+        frozen = Policy(jax.lax.stop_gradient(policy_params), apply_fn)
+        value = jnp.sum(trajectory.log_prior - log_prob(process, frozen, xs, cond), axis=0)
+    else:
+        value = jnp.sum(trajectory.log_ratio, axis=0)
+
+    @jax.custom_vjp
+    def attach(params, xs, cond, steps, value):
+        del params, xs, cond, steps
+        return value
+
+    def forward(params, xs, cond, steps, value):
+        return value, (params, xs, cond, steps)
+
+    def backward(residuals, cotangent):
+        params, xs, cond, steps = residuals
+
+        def weighted(params, chunk_steps):
+            log_post = log_prob(process, Policy(params, apply_fn), xs, cond, steps=chunk_steps, chunk=chunk)
+            return -scale * jnp.sum(cotangent * jnp.sum(log_post, axis=0))
+
+        def body(gradient, chunk_steps):
+            return jax.tree.map(jnp.add, gradient, jax.grad(weighted)(params, chunk_steps)), None
+
+        zeros = varying_like(jax.tree.map(jnp.zeros_like, params), xs)
+        gradient, _ = jax.lax.scan(body, zeros, steps.reshape(-1, chunk))
+        return gradient, None, None, None, None
+
+    attach.defvjp(forward, backward)
+    return attach(policy_params, xs, cond, steps, jax.lax.stop_gradient(value))
+
+
+def loss(
+    params: dict[str, Any],
+    trajectory: Trajectory,
+    *,
+    process: Process,
+    apply_fn: Callable,
+    log_z: partition.LogZ = "vargrad",
+    group: int | Array | None = None,
+    beta: float | Float[Array, ""] = 1.0,
+    grad_steps: int | None = None,
+    key: PRNGKey | None = None,
+    chunk: int = 1,
+    cutoff: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, ""], LossInfo]:
+    """Relative trajectory balance of a batch of paths; differentiate it with ``jax.grad(loss, has_aux=True)``.
+
+    Paths may come from anywhere: the gradient never flows through sampling.
+
+    Args:
+      params: ``{"policy": ..., "log_z": ...}``; ``log_z`` only where it is not VarGrad's.
+      trajectory: paths with ``log_reward`` and ``log_prior``; with ``log_ratio`` nothing is scored again, and it must
+        then belong to ``params["policy"]``.
+      process: the chain.
+      apply_fn: the posterior's denoiser, ``(params["policy"], x, t, cond) -> output``.
+      log_z: ``"vargrad"``, ``"learned"`` or a function ``(params["log_z"], cond) -> f32[B]``.
+      group: VarGrad's groups of paths that share a condition: None, a size, or an id per path.
+      beta: the exponent of r.
+      grad_steps: see `path_log_ratio`; the gradient of log Z is not rescaled.
+      key: needed with ``grad_steps``.
+      chunk: steps per network call in the gradient.
+      cutoff: no gradient where the squared residual is below it.
+      axis_name: the mesh axis the batch is split over, under ``shard_map``. The loss is then this shard's mean.
+
+    Returns:
+      The loss, ``f32[]``, and its `LossInfo`.
+
+    Raises:
+      ValueError: no ``log_reward``, a VarGrad group of one path, a ``grad_steps`` or ``chunk`` out of range.
+    """
+    if trajectory.log_reward is None:
+        raise ValueError("The trajectory has no log_reward: set it with trajectory._replace(log_reward=...).")
+    log_ratio = path_log_ratio(
+        params["policy"],
+        trajectory,
+        process=process,
+        apply_fn=apply_fn,
+        grad_steps=grad_steps,
+        key=key,
+        chunk=chunk,
+    )
+    gap = jax.lax.stop_gradient(log_ratio + beta * trajectory.log_reward)
+    estimate = partition.log_z_per_path(log_z, params, gap, trajectory.cond, group, axis_name)
+    per_path = losses.rtb(log_ratio, trajectory.log_reward, estimate, beta=beta, cutoff=cutoff)
+    return jnp.mean(per_path), LossInfo(gap, jax.lax.stop_gradient(estimate))

@@ -1,0 +1,87 @@
+"""Three ways to obtain log Z: learned, conditional, VarGrad.
+
+Each maps the paths' gaps (see `rtbjax.objective`) and the trainable ``params["log_z"]`` to one log Z per path.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LogZ = str | Callable[[Any, Any], Array]
+
+
+def log_z_per_path(
+    log_z: LogZ,
+    params: Any,
+    gap: Float[Array, "B"],
+    cond: Any,
+    group: int | Int[Array, "B"] | None,
+    axis_name: str | None,
+) -> Float[Array, "B"]:
+    """The log Z each path is balanced against.
+
+    Args:
+      log_z: ``"vargrad"``; ``"learned"``, with ``params["log_z"]`` a scalar; or a function ``(params["log_z"], cond) ->
+        f32[B]``, the conditional log Z.
+      params: the objective's parameters, with an entry ``log_z`` unless VarGrad is used.
+      gap: without gradient.
+      cond: conditions of the paths.
+      group: see `group_mean`; only VarGrad uses it.
+      axis_name: the mesh axis the batch is split over, under ``shard_map``.
+
+    Raises:
+      ValueError: an unknown name, or no ``log_z`` among the parameters.
+    """
+    if log_z == "vargrad":
+        return group_mean(gap, group, axis_name)
+    if log_z != "learned" and not callable(log_z):
+        raise ValueError(f"log_z must be 'vargrad', 'learned' or a function (params, cond) -> f32[B], got {log_z!r}.")
+    if "log_z" not in params:
+        raise ValueError(f"log_z={log_z!r} needs params['log_z']; the parameters have only {sorted(params)}.")
+    if callable(log_z):
+        estimate = log_z(params["log_z"], cond)
+        if estimate.shape != gap.shape:
+            raise ValueError(f"The conditional log Z must have shape {gap.shape}, got {estimate.shape}.")
+        return estimate
+    return jnp.broadcast_to(params["log_z"], gap.shape)
+
+
+def group_mean(
+    gap: Float[Array, "B"], group: int | Int[Array, "B"] | None = None, axis_name: str | None = None
+) -> Float[Array, "B"]:
+    """VarGrad's log Z: the mean gap of the paths that share a condition (paper, eq. 23). Detached.
+
+    Args:
+      gap: ``f32[B]``, this shard's paths.
+      group: None for one group; k for consecutive groups of k paths; or an id in ``0..B-1`` per path (B global). Groups
+        may span shards.
+      axis_name: the mesh axis the batch is split over.
+
+    Returns:
+      ``f32[B]``. NaN for a path that is alone in its group: its residual would be 0 whatever the posterior.
+
+    Raises:
+      ValueError: groups of one path, or k does not divide B.
+    """
+    gap = jax.lax.stop_gradient(gap)
+    shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    total = gap.shape[0] * shards
+
+    def over_shards(x):
+        return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+    if group is None:
+        if total < 2:
+            raise ValueError("VarGrad needs at least 2 paths per group, got 1: its loss would be 0 for any posterior.")
+        return jnp.broadcast_to(over_shards(jnp.sum(gap)) / total, gap.shape)
+    if isinstance(group, int):
+        if group < 2 or total % group:
+            raise ValueError(f"VarGrad's group must be at least 2 and divide the {total} paths, got {group}.")
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * gap.shape[0]
+        group = (first + jnp.arange(gap.shape[0])) // group
+    counts = over_shards(jax.ops.segment_sum(jnp.ones_like(gap), group, total))
+    sums = over_shards(jax.ops.segment_sum(gap, group, total))
+    return jnp.where(counts > 1, sums / jnp.maximum(counts, 1.0), jnp.nan)[group]

@@ -1,0 +1,53 @@
+"""A process ties a network's output to one-step laws.
+
+Each constructor returns a `Process`: pure functions closed over its tables. A new process is a new constructor; no code
+asks a process what kind it is.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rtbjax.kernels import Kernel
+from rtbjax.types import LearnedStd, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Process:
+    """A discrete-time diffusion: T reverse kernels, and the noising that goes with them.
+
+    Hashable by identity, so it can be a static argument of ``jax.jit``. ``i`` is a step index, possibly traced.
+
+    Attributes:
+      num_steps: T.
+      init: ``(keys[B], shape, cond) -> xs[0]`` of that shape, drawn from p_T.
+      time: ``i -> f32[]``, what the network is told at step i.
+      reverse: ``(output, xs[i], i) -> Kernel`` for ``xs[i + 1]``.
+      forward: ``(keys[B], xs[i + 1], i, cond) -> xs[i]``, one step of noising.
+      marginal: ``(keys[B], x0, i, cond) -> xs[i]`` directly from data.
+      denoise: ``(output, xs[i], i) -> x0``, the network's estimate of the data.
+    """
+
+    num_steps: int
+    init: Callable[[PRNGKey, tuple[int, ...], Any], Array]
+    time: Callable[[Int[Array, ""]], Float[Array, ""]]
+    reverse: Callable[[Any, Array, Int[Array, ""]], Kernel]
+    forward: Callable[[PRNGKey, Array, Int[Array, ""], Any], Array]
+    marginal: Callable[[PRNGKey, Array, Int[Array, ""], Any], Array]
+    denoise: Callable[[Any, Array, Int[Array, ""]], Array]
+
+
+def split_output(output: Any) -> tuple[Array, Array]:
+    """A Gaussian process's view of a network output: the float32 value, and the factor on the step's std (1 if not learned)."""
+    if isinstance(output, LearnedStd):
+        return output.value.astype(jnp.float32), jnp.exp(output.log_std.astype(jnp.float32))
+    return output.astype(jnp.float32), jnp.float32(1.0)
+
+
+def normal(keys: PRNGKey, event_shape: tuple[int, ...]) -> Array:
+    """Standard normals ``f32[B, E*]``, one key per sample."""
+    return jax.vmap(lambda k: jax.random.normal(k, event_shape, jnp.float32))(keys)

@@ -1,0 +1,99 @@
+"""Masked (absorbing) discrete diffusion with MDLM or SEDD heads (Sahoo et al. 2024; Lou et al. 2024).
+
+States are int32 token ids ``[B, L]``; the mask is the id ``vocab_size``. With m_i the probability that a token of
+``xs[i]`` is masked, step i reveals each masked token independently; revealed tokens never change. A chain of T steps
+that reveals several tokens at once treats them as independent given ``xs[i]``: a floor of order 1/T in path-KL for any
+reward that couples positions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from rtbjax.kernels import Categorical
+from rtbjax.process import Process
+
+
+def absorbing(
+    mask_rate: np.ndarray,
+    vocab_size: int,
+    *,
+    head: str = "mdlm",
+    given: Callable[[Any], Array] | None = None,
+) -> Process:
+    """The reverse chain of a masked diffusion.
+
+    Args:
+      mask_rate: ``f[T + 1]``, falling to 0 (`rtbjax.schedules.linear_mask_rate`, `loglinear_mask_rate`). The chain
+        starts fully masked whatever ``mask_rate[0]`` is. The network is told ``mask_rate[i]``.
+      vocab_size: V, the number of real tokens; the network outputs ``[B, L, V]``.
+      head: ``mdlm``: the output is logits of the clean token; ``sedd``: log score ratios p(v) / p(mask) at noise sigma
+        with ``1 - exp(-sigma) = mask_rate[i]``, stepped by SEDD's analytic (Tweedie) sampler.
+      given: maps the condition to int32[B, L] tokens that are held fixed (any id below V), with V wherever free. Given
+        tokens are never masked, resampled or scored.
+
+    Raises:
+      ValueError: rates that do not fall from at most 1 to 0, or an unknown head.
+    """
+    if np.any(np.diff(mask_rate) >= 0) or mask_rate[0] > 1.0 or mask_rate[-1] != 0.0:
+        raise ValueError(f"mask_rate must fall strictly from at most 1 to 0, got {np.round(mask_rate, 4)}.")
+    if head not in ("mdlm", "sedd"):
+        raise ValueError(f"head must be 'mdlm' or 'sedd', got {head!r}.")
+    mask_id = vocab_size
+    rate = jnp.asarray(mask_rate, jnp.float32)
+    reveal = jnp.asarray(1.0 - mask_rate[1:] / mask_rate[:-1], jnp.float32)
+    log_keep = jnp.asarray(np.log(np.maximum(mask_rate[1:] / mask_rate[:-1], 1e-38)), jnp.float32)
+    # exp(dsigma) - 1 with exp(-sigma) = 1 - m; at m = 1 it would be infinite, so the start counts as just below it.
+    clean = 1.0 - np.minimum(mask_rate, 1.0 - 1e-6)
+    expm1_dsigma = jnp.asarray(clean[1:] / clean[:-1] - 1.0, jnp.float32)
+    last = len(mask_rate) - 2
+
+    def masked_log_probs(output, i):
+        """Law of a masked token after step i over V tokens and the mask, ``[B, L, V + 1]``."""
+        output = output.astype(jnp.float32)
+        if head == "mdlm":
+            tokens = jax.nn.log_softmax(output, axis=-1) + jnp.log(reveal[i])
+            stay = jnp.broadcast_to(log_keep[i], output.shape[:-1])
+        else:
+            tokens = output + jnp.log(expm1_dsigma[i])
+            # An uncalibrated score may claim more than all the mass; the law below renormalises.
+            stay = jnp.log(jnp.maximum(1.0 - jnp.sum(jnp.exp(tokens), axis=-1), 1e-20))
+        # The last step must reveal: the mask class is excluded, in sampling and in scoring alike.
+        stay = jnp.where(i == last, -jnp.inf, stay)
+        return jax.nn.log_softmax(jnp.concatenate([tokens, stay[..., None]], axis=-1), axis=-1)
+
+    def reverse(output, x, i):
+        frozen = jnp.where(jax.nn.one_hot(x, vocab_size + 1, dtype=jnp.bool_), 0.0, -jnp.inf)
+        return Categorical(jnp.where((x == mask_id)[..., None], masked_log_probs(output, i), frozen))
+
+    def pin(x, cond):
+        if given is None:
+            return x
+        fixed = given(cond)
+        return jnp.where(fixed == mask_id, x, fixed)
+
+    def mask(keys, x, probability, cond):
+        hit = jax.vmap(lambda k: jax.random.bernoulli(k, probability, x.shape[1:]))(keys)
+        return pin(jnp.where(hit, jnp.int32(mask_id), x), cond)
+
+    def marginal(keys, x0, i, cond):
+        return mask(keys, x0, jnp.where(i == 0, 1.0, rate[i]), cond)
+
+    def forward(keys, x, i, cond):
+        # P(masked at i | clean at i + 1); everything is masked at 0.
+        probability = jnp.where(i == 0, 1.0, (rate[i] - rate[i + 1]) / (1.0 - rate[i + 1]))
+        return mask(keys, x, probability, cond)
+
+    return Process(
+        num_steps=last + 1,
+        init=lambda keys, shape, cond: pin(jnp.full(shape, mask_id, jnp.int32), cond),
+        time=lambda i: rate[i],
+        reverse=reverse,
+        forward=forward,
+        marginal=marginal,
+        denoise=lambda output, x, i: jnp.where(x == mask_id, jnp.argmax(output, axis=-1).astype(jnp.int32), x),
+    )

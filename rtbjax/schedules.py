@@ -1,0 +1,93 @@
+"""Noise schedules as NumPy float64 tables, computed once; processes turn them into float32 constants."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+def linear_alpha_bar(num_train_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """Cumulative signal fractions of linearly spaced betas (Ho et al. 2020), ``f64[num_train_steps]``.
+
+    The defaults are meant for 1000 steps; with fewer, scale both ends by ``1000 / num_train_steps``.
+    """
+    return np.cumprod(1.0 - np.linspace(beta_start, beta_end, num_train_steps, dtype=np.float64))
+
+
+def scaled_linear_alpha_bar(
+    num_train_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+) -> np.ndarray:
+    """As `linear_alpha_bar`, linear in the square root of beta (the latent diffusion schedule)."""
+    root = np.linspace(beta_start**0.5, beta_end**0.5, num_train_steps, dtype=np.float64)
+    return np.cumprod(1.0 - root**2)
+
+
+def cosine_alpha_bar(num_train_steps: int = 1000, max_beta: float = 0.999) -> np.ndarray:
+    """Squared-cosine schedule (Nichol & Dhariwal 2021, eq. 17), betas clipped at ``max_beta``."""
+    grid = np.arange(num_train_steps + 1, dtype=np.float64) / num_train_steps
+    signal = np.cos((grid + 0.008) / 1.008 * np.pi / 2.0) ** 2
+    return np.cumprod(1.0 - np.minimum(1.0 - signal[1:] / signal[:-1], max_beta))
+
+
+class Respaced(NamedTuple):
+    """A long training schedule seen through ``num_steps`` sampling steps, noisiest first.
+
+    Attributes:
+      timesteps: the training timestep the network is told at each step, ``int[T]``.
+      alpha_bar: signal fraction of ``xs[i]``, ``f64[T + 1]``; the last entry is that of the data.
+    """
+
+    timesteps: np.ndarray
+    alpha_bar: np.ndarray
+
+
+def respace(
+    alpha_bar: np.ndarray,
+    num_steps: int,
+    spacing: str = "leading",
+    *,
+    steps_offset: int = 0,
+    final_alpha_bar: float = 1.0,
+) -> Respaced:
+    """Chooses ``num_steps`` of the training timesteps.
+
+    Args:
+      alpha_bar: the training schedule, ``f64[num_train_steps]``.
+      num_steps: T.
+      spacing: ``leading`` (multiples of ``num_train_steps // T``, the default of pretrained DDPMs) or ``trailing``
+        (always begins at the last training timestep).
+      steps_offset: added to every ``leading`` timestep.
+      final_alpha_bar: the signal fraction that counts as data.
+
+    Raises:
+      ValueError: ``num_steps`` outside 1..num_train_steps, or an unknown spacing.
+    """
+    num_train_steps = len(alpha_bar)
+    if not 1 <= num_steps <= num_train_steps:
+        raise ValueError(f"num_steps must lie in 1..{num_train_steps} (the training steps), got {num_steps}.")
+    if spacing == "leading":
+        timesteps = np.arange(num_steps) * (num_train_steps // num_steps) + steps_offset
+        timesteps = np.minimum(timesteps, num_train_steps - 1)[::-1]
+    elif spacing == "trailing":
+        timesteps = np.round(np.arange(num_train_steps, 0, -num_train_steps / num_steps)).astype(int) - 1
+    else:
+        raise ValueError(f"spacing must be 'leading' or 'trailing', got {spacing!r}.")
+    return Respaced(timesteps, np.append(alpha_bar[timesteps], final_alpha_bar))
+
+
+def linear_mask_rate(num_steps: int) -> np.ndarray:
+    """Probability that a token of ``xs[i]`` is masked, falling linearly from 1 to 0, ``f64[T + 1]``."""
+    return np.linspace(1.0, 0.0, num_steps + 1)
+
+
+def loglinear_mask_rate(num_steps: int, eps: float = 1e-3, time_eps: float = 1e-5) -> np.ndarray:
+    """Mask rates of SEDD's log-linear noise, ``sigma(t) = -log(1 - (1 - eps) t)`` for t from 1 to ``time_eps``, then 0.
+
+    ``num_steps`` counts the final denoising step, which reveals whatever is left (Lou et al. 2024, app. C). Unlike
+    `linear_mask_rate` the table, ``f64[T + 1]``, starts at ``1 - eps``; the chain still starts all masked.
+    """
+    return np.append((1.0 - eps) * np.linspace(1.0, time_eps, num_steps), 0.0)
+
+
+def geometric_sigma(num_steps: int, sigma_max: float, sigma_min: float) -> np.ndarray:
+    """Noise levels of a variance-exploding process, geometric from ``sigma_max`` to ``sigma_min``, then 0; ``f64[T + 1]``."""
+    return np.append(np.geomspace(sigma_max, sigma_min, num_steps), 0.0)

@@ -1,0 +1,139 @@
+"""The scans over a diffusion chain: sample a path, noise data into a path, score a path.
+
+All are pure and meant to run under ``jax.jit``. Randomness comes from one key and the *global* index of each sample, so
+the numbers do not depend on how a batch is laid out over devices.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rtbjax.process import Process
+from rtbjax.sharding import varying_like
+from rtbjax.types import Policy, PRNGKey, Trajectory
+
+
+def sample_keys(key: PRNGKey, index: Int[Array, "B"]) -> PRNGKey:
+    """One key per sample, folded from the sample's global index."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def _fold_step(keys: PRNGKey, i: Int[Array, ""]) -> PRNGKey:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+
+
+def rollout(
+    key: PRNGKey,
+    process: Process,
+    prior: Policy,
+    posterior: Policy | None = None,
+    *,
+    shape: tuple[int, ...],
+    cond: Any = None,
+    widen: float | Float[Array, ""] = 0.0,
+    index: Int[Array, "B"] | None = None,
+) -> Trajectory:
+    """Samples paths and scores every step as it goes.
+
+    Args:
+      key: one key for the whole batch.
+      process: the chain.
+      prior: the frozen prior. Without a posterior, paths are the prior's and ``log_ratio`` is None.
+      posterior: whose paths to sample; ``log_ratio`` is then exact for its present parameters.
+      shape: ``(B, *E)``.
+      cond: conditions with leading axis B, or None.
+      widen: exploration. The sampling kernel is ``Kernel.widen(widen)``; scores are those of the kernel itself.
+      index: global index of each sample, ``arange(B)`` if None.
+
+    Returns:
+      A `Trajectory` without ``log_reward``.
+    """
+    index = jnp.arange(shape[0]) if index is None else index
+    keys = sample_keys(key, index)
+    last = process.num_steps
+    x = varying_like(process.init(_fold_step(keys, jnp.int32(last)), shape, cond), index)
+    # One buffer updated in place: stacking the states as scan outputs would copy them once more.
+    xs = varying_like(jnp.zeros((last + 1, *x.shape), x.dtype), x).at[0].set(x)
+
+    def step(carry, i):
+        xs, x = carry
+        t = process.time(i)
+        law_prior = process.reverse(prior(x, t, cond), x, i)
+        law = law_prior if posterior is None else process.reverse(posterior(x, t, cond), x, i)
+        x = law.widen(jnp.asarray(widen, jnp.float32)).sample(_fold_step(keys, i))
+        log_ratio = None if posterior is None else law_prior.log_ratio(law, x)
+        return (xs.at[i + 1].set(x), x), (law_prior.log_prob(x), log_ratio)
+
+    (xs, _), (log_prior, log_ratio) = jax.lax.scan(step, (xs, x), jnp.arange(last))
+    return Trajectory(xs, cond, None, log_prior, log_ratio)
+
+
+def noise(
+    key: PRNGKey, process: Process, x0: Array, cond: Any = None, *, index: Int[Array, "B"] | None = None
+) -> Array:
+    """Paths that end in given data, by the forward kernels: ``x0[B, E*]`` to ``xs[T + 1, B, E*]``."""
+    index = jnp.arange(x0.shape[0]) if index is None else index
+    keys = sample_keys(key, index)
+    last = process.num_steps
+    xs = varying_like(jnp.zeros((last + 1, *x0.shape), x0.dtype), x0).at[last].set(x0)
+
+    def step(carry, i):
+        xs, x = carry
+        x = process.forward(_fold_step(keys, i), x, i, cond)
+        return (xs.at[i].set(x), x), None
+
+    (xs, _), _ = jax.lax.scan(step, (xs, x0), jnp.arange(last), reverse=True)
+    return xs
+
+
+def score(process: Process, prior: Policy, xs: Array, cond: Any = None, posterior: Policy | None = None) -> Trajectory:
+    """Scores paths that came from elsewhere: fills ``log_prior`` and, given a posterior, ``log_ratio``."""
+
+    def step(_, i):
+        x, t = xs[i], process.time(i)
+        law_prior = process.reverse(prior(x, t, cond), x, i)
+        log_prior = law_prior.log_prob(xs[i + 1])
+        if posterior is None:
+            return None, (log_prior, None)
+        law = process.reverse(posterior(x, t, cond), x, i)
+        return None, (log_prior, law_prior.log_ratio(law, xs[i + 1]))
+
+    _, (log_prior, log_ratio) = jax.lax.scan(step, None, jnp.arange(process.num_steps))
+    return Trajectory(xs, cond, None, log_prior, log_ratio)
+
+
+def log_prob(
+    process: Process,
+    policy: Policy,
+    xs: Array,
+    cond: Any = None,
+    *,
+    steps: Int[Array, "S"] | None = None,
+    chunk: int = 1,
+) -> Float[Array, "S B"]:
+    """log p(xs[i + 1] | xs[i]) for the given steps (all T if None), ``chunk`` of them per network call.
+
+    Raises:
+      ValueError: ``chunk`` does not divide the number of steps.
+    """
+    steps = jnp.arange(process.num_steps) if steps is None else steps
+    check_chunk(steps.shape[0], chunk)
+
+    def one(i):
+        x = xs[i]
+        return process.reverse(policy(x, process.time(i), cond), x, i).log_prob(xs[i + 1])
+
+    def body(_, chunk_steps):
+        return None, jax.vmap(one)(chunk_steps)
+
+    _, log_probs = jax.lax.scan(body, None, steps.reshape(-1, chunk))
+    return log_probs.reshape(steps.shape[0], xs.shape[1])
+
+
+def check_chunk(num_steps: int, chunk: int) -> None:
+    """Raises a ValueError naming the divisors if ``chunk`` does not divide ``num_steps``."""
+    if chunk < 1 or num_steps % chunk:
+        divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
+        raise ValueError(f"chunk={chunk} does not divide the {num_steps} steps; use one of {divisors}.")

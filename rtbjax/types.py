@@ -1,0 +1,74 @@
+"""The few types everything else is written in.
+
+Shapes, throughout the package: ``B`` paths, ``T`` steps, ``E*`` the event axes of one sample. Paths are time-major:
+``xs[0]`` is noise, ``xs[T]`` is data, and step ``i`` maps ``xs[i]`` to ``xs[i + 1]``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.struct
+import jax
+from jaxtyping import Array, Float, PyTree
+
+
+class Denoiser(Protocol):
+    """The network of a prior or a posterior: a Flax ``apply``, an Equinox model, or a plain function."""
+
+    def __call__(self, params: Any, x: Array, t: Float[Array, ""], cond: Any) -> Any:
+        """Maps ``x[B, E*]`` at the scalar time ``t`` to the raw output that ``Process.reverse`` understands."""
+        ...
+
+
+class RewardFn(Protocol):
+    """A positive function r, by its logarithm."""
+
+    def __call__(self, x: Array, cond: Any) -> Float[Array, "B"]:
+        """Maps samples ``x[B, E*]`` to ``log r``, one number per sample."""
+        ...
+
+
+@flax.struct.dataclass
+class Policy:
+    """A denoiser with its parameters: priors, posteriors and everything between differ in nothing else."""
+
+    params: PyTree
+    apply_fn: Callable = flax.struct.field(pytree_node=False)
+
+    def __call__(self, x: Array, t: Float[Array, ""], cond: Any) -> Any:
+        return self.apply_fn(self.params, x, t, cond)
+
+
+class LearnedStd(NamedTuple):
+    """A network output that also moves the step's standard deviation.
+
+    Attributes:
+      value: the output proper, whatever the process predicts, ``[B, E*]``.
+      log_std: added to the log of the process's own standard deviation; broadcasts to ``[B, E*]``.
+    """
+
+    value: Array
+    log_std: Array
+
+
+class Trajectory(NamedTuple):
+    """A batch of paths with what is known about them.
+
+    Attributes:
+      xs: states, ``[T + 1, B, E*]``.
+      cond: conditions, a pytree with leading axis B, or None.
+      log_reward: log r of ``xs[T]``, ``f32[B]``; None until the reward was asked.
+      log_prior: log p_prior(xs[i + 1] | xs[i]), ``f32[T, B]``. The prior is frozen: score a path once, keep it.
+      log_ratio: log p_prior - log p_post per step, ``f32[T, B]``, or None. Valid only for the very parameters it was
+        computed with. It is stored, and not log p_post, because the difference of two kernels is exact where the
+        difference of two stored totals has lost its digits (``kernels.Gaussian.log_ratio``).
+    """
+
+    xs: Array
+    cond: Any
+    log_reward: Float[Array, "B"] | None
+    log_prior: Float[Array, "T B"]
+    log_ratio: Float[Array, "T B"] | None = None
+
+
+PRNGKey = jax.Array

@@ -1,0 +1,184 @@
+"""The zero-loss oracles, and the two-pass gradient against plain autodiff."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from oracles import LinearGaussian, QuadraticGaussian
+
+import rtbjax
+from rtbjax.trajectory import log_prob, noise, rollout, score
+from rtbjax.types import Policy
+
+
+def trajectories(chain, key, batch=32):
+    """Paths from the posterior, from the prior, widened, and noised from arbitrary data."""
+    shape = (batch, *getattr(chain, "shape", (1,)))
+    on_policy = rollout(key, chain.process, chain.prior, chain.exact, shape=shape)
+    wide = rollout(key, chain.process, chain.prior, chain.exact, shape=shape, widen=0.7)
+    prior = rollout(key, chain.process, chain.prior, shape=shape)
+    noised = noise(key, chain.process, 3.0 * jax.random.normal(key, shape))
+    noised = score(chain.process, chain.prior, noised, posterior=chain.exact)
+    for name, paths in {"on_policy": on_policy, "wide": wide, "prior": prior, "noised": noised}.items():
+        yield name, paths._replace(log_reward=chain.log_reward(paths.xs[-1]))
+
+
+@pytest.mark.parametrize("chain", [LinearGaussian(), QuadraticGaussian()], ids=lambda c: type(c).__name__)
+def test_exact_posterior_has_zero_loss_on_every_path(chain, key):
+    for name, paths in trajectories(chain, key):
+        params = {"policy": chain.exact.params, "log_z": jnp.float32(chain.log_z)}
+        for log_z in ("learned", "vargrad"):
+            value, info = rtbjax.loss(params, paths, process=chain.process, apply_fn=chain.exact.apply_fn, log_z=log_z)
+            assert value < 1e-8, (name, log_z)
+            np.testing.assert_allclose(info.gap, chain.log_z, atol=1e-3, err_msg=name)
+
+
+def test_prior_is_not_the_posterior(key):
+    chain = LinearGaussian()
+    paths = rollout(key, chain.process, chain.prior, chain.prior, shape=(64, 2))
+    paths = paths._replace(log_reward=chain.log_reward(paths.xs[-1]))
+    value, _ = rtbjax.loss({"policy": chain.prior.params}, paths, process=chain.process, apply_fn=chain.prior_apply)
+    assert value > 0.1
+
+
+def random_case(key, num_steps=6):
+    chain = LinearGaussian(num_steps=num_steps)
+    params = {"policy": {"shift": jax.random.normal(key, (num_steps, 2))}, "log_z": jnp.float32(0.3)}
+    posterior = Policy(params["policy"], chain.shifted_apply)
+    paths = rollout(key, chain.process, chain.prior, posterior, shape=(16, 2), widen=0.3)
+    return chain, params, paths._replace(log_reward=chain.log_reward(paths.xs[-1]))
+
+
+def plain_loss(params, paths, chain, log_z):
+    """The formula of the paper by plain autodiff through an unchunked scan, group means detached."""
+    log_post = jnp.sum(log_prob(chain.process, Policy(params["policy"], chain.shifted_apply), paths.xs), axis=0)
+    gap = jnp.sum(paths.log_prior, axis=0) - log_post + paths.log_reward
+    z = params["log_z"] if log_z == "learned" else jax.lax.stop_gradient(jnp.mean(gap))
+    return 0.5 * jnp.mean((z - gap) ** 2)
+
+
+@pytest.mark.parametrize("log_z", ["learned", "vargrad"])
+@pytest.mark.parametrize("chunk", [1, 3, 6])
+def test_two_pass_gradient_is_plain_autodiff(key, log_z, chunk):
+    chain, params, paths = random_case(key)
+    expected = jax.grad(plain_loss)(params, paths, chain, log_z)
+    for given in (paths, paths._replace(log_ratio=None)):
+        actual, _ = jax.grad(rtbjax.loss, has_aux=True)(
+            params, given, process=chain.process, apply_fn=chain.shifted_apply, log_z=log_z, chunk=chunk
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), actual, expected)
+
+
+def test_finite_differences(key):
+    chain, params, paths = random_case(key)
+    paths = paths._replace(log_ratio=None)
+
+    def value(params):
+        params = jax.tree.map(jnp.asarray, params)
+        return rtbjax.loss(params, paths, process=chain.process, apply_fn=chain.shifted_apply, log_z="learned")[0]
+
+    check_grads(value, (params,), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def test_subsampled_gradient_is_unbiased_and_leaves_the_value(key):
+    """Averaged over all C(6, 2) = 15 equally likely pairs of steps it must be the full gradient."""
+    chain, params, paths = random_case(key)
+    arguments = dict(process=chain.process, apply_fn=chain.shifted_apply, log_z="learned")
+    full, _ = jax.grad(rtbjax.loss, has_aux=True)(params, paths, **arguments)
+    seen = {}
+    for seed in range(200):
+        subkey = jax.random.key(seed)
+        pair = frozenset(np.asarray(jax.random.choice(subkey, 6, (2,), replace=False)).tolist())
+        if pair not in seen:
+            (value, _), seen[pair] = jax.value_and_grad(rtbjax.loss, has_aux=True)(
+                params, paths, grad_steps=2, key=subkey, **arguments
+            )
+            np.testing.assert_allclose(value, rtbjax.loss(params, paths, **arguments)[0], rtol=1e-6)
+    assert len(seen) == 15
+    mean = jax.tree.map(lambda *g: np.mean(np.stack(g), axis=0), *seen.values())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mean, full)
+    assert any(not np.allclose(g["policy"]["shift"], full["policy"]["shift"], rtol=1e-2) for g in seen.values())
+
+
+def test_vargrad_is_rtb_at_the_mean_gap_of_each_group(key):
+    chain, params, paths = random_case(key)
+    arguments = dict(process=chain.process, apply_fn=chain.shifted_apply)
+    group = jnp.asarray([0] * 4 + [1] * 8 + [2] * 4, jnp.int32)
+    value, info = rtbjax.loss(params, paths, group=group, **arguments)
+    expected = 0.0
+    for members in (slice(0, 4), slice(4, 12), slice(12, 16)):
+        expected += 0.5 * np.sum((info.gap[members] - np.mean(info.gap[members])) ** 2) / 16
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        rtbjax.loss(params, paths, group=4, **arguments)[0],
+        np.mean([0.5 * np.var(np.asarray(info.gap[i : i + 4])) for i in range(0, 16, 4)]),
+        rtol=1e-5,
+    )
+
+
+def test_temporary_memory_does_not_grow_with_the_number_of_steps():
+    def temporary_bytes(num_steps):
+        chain = LinearGaussian(num_steps=num_steps, dim=8)
+
+        def gradient(params, paths):
+            return jax.grad(rtbjax.loss, has_aux=True)(
+                params, paths, process=chain.process, apply_fn=chain.prior_apply
+            )[0]
+
+        paths = jax.eval_shape(
+            lambda k: rollout(k, chain.process, chain.prior, chain.prior, shape=(256, 8)), jax.random.key(0)
+        )._replace(log_reward=jax.ShapeDtypeStruct((256,), jnp.float32))
+        params = {"policy": jax.eval_shape(lambda: chain.prior.params)}
+        return jax.jit(gradient).lower(params, paths).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(1000) <= 1.05 * temporary_bytes(100) + 16 * 1000
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(grad_steps=7, key=jax.random.key(0)), "1..6"),
+        (dict(grad_steps=0, key=jax.random.key(0)), "1..6"),
+        (dict(grad_steps=2), "needs a key"),
+        (dict(chunk=4), r"\[1, 2, 3, 6\]"),
+        (dict(group=1), "at least 2"),
+        (dict(group=5), "divide the 16"),
+        (dict(log_z="learnt"), "learnt"),
+    ],
+)
+def test_bad_arguments_say_what_is_allowed(key, arguments, message):
+    chain, params, paths = random_case(key)
+    with pytest.raises(ValueError, match=message):
+        rtbjax.loss(params, paths, process=chain.process, apply_fn=chain.shifted_apply, **arguments)
+
+
+def test_a_path_alone_in_its_group_poisons_the_loss(key):
+    chain, params, paths = random_case(key)
+    group = jnp.asarray([0] * 15 + [1], jnp.int32)
+    value, _ = rtbjax.loss(params, paths, process=chain.process, apply_fn=chain.shifted_apply, group=group)
+    assert np.isnan(value)
+
+
+def test_missing_reward_is_an_error(key):
+    chain, params, paths = random_case(key)
+    with pytest.raises(ValueError, match="log_reward"):
+        rtbjax.loss(params, paths._replace(log_reward=None), process=chain.process, apply_fn=chain.shifted_apply)
+
+
+def test_apply_fn_may_close_over_traced_base_parameters(key):
+    """A frozen base can be an argument of the jitted update, not a constant baked into it."""
+    chain, params, paths = random_case(key)
+
+    @jax.jit
+    def gradient(base, params):
+        def apply_fn(p, x, t, cond):
+            return chain.shifted_apply(p, x, t, cond) + 0.0 * base["b"][None, :]
+
+        return jax.grad(rtbjax.loss, has_aux=True)(params, paths, process=chain.process, apply_fn=apply_fn)[0]
+
+    expected, _ = jax.grad(rtbjax.loss, has_aux=True)(
+        params, paths, process=chain.process, apply_fn=chain.shifted_apply
+    )
+    actual = gradient(chain.prior.params, params)
+    np.testing.assert_allclose(actual["policy"]["shift"], expected["policy"]["shift"], rtol=1e-4, atol=1e-6)

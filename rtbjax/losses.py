@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 
 def rtb(
-    log_ratio: Float[Array, "B"],
-    log_reward: Float[Array, "B"],
-    log_z: Float[Array, "B"],
+    log_ratio: Float[Array, " B"],
+    log_reward: Float[Array, " B"],
+    log_z: Float[Array, " B"],
     *,
     beta: float | Float[Array, ""] = 1.0,
     cutoff: float = 0.0,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Relative trajectory balance, half the squared residual (paper, eq. 9).
 
     ``residual = log_z - log_ratio - beta log_reward``. A residual whose square is below ``cutoff`` gives no gradient
@@ -27,8 +27,8 @@ def rtb(
 
 
 def reinforce(
-    log_ratio: Float[Array, "B"], log_reward: Float[Array, "B"], *, beta: float | Float[Array, ""] = 1.0
-) -> Float[Array, "B"]:
+    log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"], *, beta: float | Float[Array, ""] = 1.0
+) -> Float[Array, " B"]:
     """KL-regularised policy gradient with the KL inside the advantage; its optimum is the posterior.
 
     On-policy only, where its expected gradient is that of `rtb` (Deleu et al. 2025, prop. 3.1). The baseline is the
@@ -39,8 +39,8 @@ def reinforce(
 
 
 def reinforce_reward(
-    log_ratio: Float[Array, "B"], log_reward: Float[Array, "B"], *, alpha: float = 0.0
-) -> Float[Array, "B"]:
+    log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"], *, alpha: float = 0.0
+) -> Float[Array, " B"]:
     """The paper's toy baseline: REINFORCE on r itself, plus ``alpha`` times the squared log-ratio.
 
     Neither term's optimum is the posterior, whatever alpha (Deleu et al. 2025); kept for the comparison.
@@ -49,22 +49,24 @@ def reinforce_reward(
     return (reward - jnp.mean(reward)) * log_ratio + alpha * log_ratio**2
 
 
-def whitened(reward: Float[Array, "B"]) -> Float[Array, "B"]:
+def whitened(reward: Float[Array, " B"]) -> Float[Array, " B"]:
     """Advantages of mean 0 and standard deviation 1 over the batch."""
     return (reward - jnp.mean(reward)) / (jnp.std(reward) + 1e-6)
 
 
-def ddpo(log_ratio: Float[Array, "B"], log_reward: Float[Array, "B"]) -> Float[Array, "B"]:
+def ddpo(log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"]) -> Float[Array, " B"]:
     """Policy gradient on the whitened reward r, no KL (Black et al. 2024, the score-function variant). Collapses."""
     return whitened(jnp.exp(log_reward)) * log_ratio
 
 
-def dpok(log_ratio: Float[Array, "B"], log_reward: Float[Array, "B"], *, kl_weight: float = 0.01) -> Float[Array, "B"]:
+def dpok(
+    log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"], *, kl_weight: float = 0.01
+) -> Float[Array, " B"]:
     """`ddpo` plus ``kl_weight`` times a KL to the prior, as a score-function term (Fan et al. 2023)."""
     kl = jax.lax.stop_gradient(-log_ratio)
     return (whitened(jnp.exp(log_reward)) - kl_weight * (kl - jnp.mean(kl))) * log_ratio
 
 
-def mle(log_post: Float[Array, "B"]) -> Float[Array, "B"]:
+def mle(log_post: Float[Array, " B"]) -> Float[Array, " B"]:
     """Negative log-likelihood of paths: what trains a prior on noised data."""
     return -log_post

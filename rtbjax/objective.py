@@ -5,8 +5,8 @@
     gradient  = mean_b residual_b (d log Z + sum_i d log p_post(xs[i+1] | xs[i]))
 
 The residual is a number known before any backward pass: pass 1 is forward only, and on-policy it is free, for the
-rollout has already computed it. Pass 2 scans over chunks of steps and accumulates the gradient. Memory does not grow with
-T beyond the states themselves.
+rollout has already computed it. Pass 2 scans over chunks of steps and accumulates the gradient. Memory does not grow
+with T beyond the states themselves.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ class LossInfo(NamedTuple):
       log_z: ``f32[B]``, what each gap was balanced against.
     """
 
-    gap: Float[Array, "B"]
-    log_z: Float[Array, "B"]
+    gap: Float[Array, " B"]
+    log_z: Float[Array, " B"]
 
 
 def path_log_ratio(
@@ -44,7 +44,7 @@ def path_log_ratio(
     grad_steps: int | None = None,
     key: PRNGKey | None = None,
     chunk: int = 1,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """``sum_i [log p_prior - log p_post]`` of each path, with a gradient at memory constant in T.
 
     The value comes from ``trajectory.log_ratio`` where that is given, else from a forward pass over all steps. The

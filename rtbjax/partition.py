@@ -16,11 +16,11 @@ LogZ = str | Callable[[Any, Any], Array]
 def log_z_per_path(
     log_z: LogZ,
     params: Any,
-    gap: Float[Array, "B"],
+    gap: Float[Array, " B"],
     cond: Any,
-    group: int | Int[Array, "B"] | None,
+    group: int | Int[Array, " B"] | None,
     axis_name: str | None,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """The log Z each path is balanced against.
 
     Args:
@@ -50,8 +50,8 @@ def log_z_per_path(
 
 
 def group_mean(
-    gap: Float[Array, "B"], group: int | Int[Array, "B"] | None = None, axis_name: str | None = None
-) -> Float[Array, "B"]:
+    gap: Float[Array, " B"], group: int | Int[Array, " B"] | None = None, axis_name: str | None = None
+) -> Float[Array, " B"]:
     """VarGrad's log Z: the mean gap of the paths that share a condition (paper, eq. 23). Detached.
 
     Args:

@@ -89,5 +89,5 @@ def loglinear_mask_rate(num_steps: int, eps: float = 1e-3, time_eps: float = 1e-
 
 
 def geometric_sigma(num_steps: int, sigma_max: float, sigma_min: float) -> np.ndarray:
-    """Noise levels of a variance-exploding process, geometric from ``sigma_max`` to ``sigma_min``, then 0; ``f64[T + 1]``."""
+    """Noise levels ``f64[T + 1]`` of a variance-exploding process: geometric to ``sigma_min``, then 0."""
     return np.append(np.geomspace(sigma_max, sigma_min, num_steps), 0.0)

@@ -15,7 +15,7 @@ from rtbjax.sharding import varying_like
 from rtbjax.types import Policy, PRNGKey, Trajectory
 
 
-def sample_keys(key: PRNGKey, index: Int[Array, "B"]) -> PRNGKey:
+def sample_keys(key: PRNGKey, index: Int[Array, " B"]) -> PRNGKey:
     """One key per sample, folded from the sample's global index."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
@@ -33,7 +33,7 @@ def rollout(
     shape: tuple[int, ...],
     cond: Any = None,
     widen: float | Float[Array, ""] = 0.0,
-    index: Int[Array, "B"] | None = None,
+    index: Int[Array, " B"] | None = None,
 ) -> Trajectory:
     """Samples paths and scores every step as it goes.
 
@@ -71,7 +71,7 @@ def rollout(
 
 
 def noise(
-    key: PRNGKey, process: Process, x0: Array, cond: Any = None, *, index: Int[Array, "B"] | None = None
+    key: PRNGKey, process: Process, x0: Array, cond: Any = None, *, index: Int[Array, " B"] | None = None
 ) -> Array:
     """Paths that end in given data, by the forward kernels: ``x0[B, E*]`` to ``xs[T + 1, B, E*]``."""
     index = jnp.arange(x0.shape[0]) if index is None else index
@@ -110,7 +110,7 @@ def log_prob(
     xs: Array,
     cond: Any = None,
     *,
-    steps: Int[Array, "S"] | None = None,
+    steps: Int[Array, " S"] | None = None,
     chunk: int = 1,
 ) -> Float[Array, "S B"]:
     """log p(xs[i + 1] | xs[i]) for the given steps (all T if None), ``chunk`` of them per network call.

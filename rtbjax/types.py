@@ -23,7 +23,7 @@ class Denoiser(Protocol):
 class RewardFn(Protocol):
     """A positive function r, by its logarithm."""
 
-    def __call__(self, x: Array, cond: Any) -> Float[Array, "B"]:
+    def __call__(self, x: Array, cond: Any) -> Float[Array, " B"]:
         """Maps samples ``x[B, E*]`` to ``log r``, one number per sample."""
         ...
 
@@ -66,7 +66,7 @@ class Trajectory(NamedTuple):
 
     xs: Array
     cond: Any
-    log_reward: Float[Array, "B"] | None
+    log_reward: Float[Array, " B"] | None
     log_prior: Float[Array, "T B"]
     log_ratio: Float[Array, "T B"] | None = None
 

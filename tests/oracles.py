@@ -10,8 +10,8 @@ from rtbjax.types import LearnedStd, Policy
 class LinearGaussian:
     """Bridge-process prior with linear drift ``a x + b`` from the origin, and ``log r(x) = c . x``.
 
-    h_i(x) = E[exp(c . x_T) | x_i = x] is the exponential of a linear function, so the posterior step is the prior's with
-    its mean moved by ``std^2 * slope_{i+1}``: same variance, representable exactly.
+    h_i(x) = E[exp(c . x_T) | x_i = x] is the exponential of a linear function, so the posterior step is the prior's
+    with its mean moved by ``std^2 * slope_{i+1}``: same variance, representable exactly.
     """
 
     def __init__(self, num_steps=10, dim=2, diffusion=1.5):
@@ -40,7 +40,7 @@ class LinearGaussian:
         return self.prior_apply(params, x, t, cond) + self._drift_shift[i][None, :]
 
     def shifted_apply(self, params, x, t, cond):
-        """Trainable: ``params["shift"][T, E]`` is added to the drift; zeros are the prior, `exact_shift` the posterior."""
+        """Trainable: ``params["shift"][T, E]`` is added to the drift; zeros give the prior."""
         i = jnp.round(t * self.num_steps).astype(jnp.int32)
         return self.prior_apply(self._params, x, t, cond) + params["shift"][i][None, :]
 
@@ -65,7 +65,7 @@ class LinearGaussian:
 
 
 class QuadraticGaussian:
-    """As `LinearGaussian` in one dimension with ``log r(x) = c x - q x^2 / 2``: the posterior's step variances differ too."""
+    """One dimension, ``log r(x) = c x - q x^2 / 2``: the posterior's step variances differ from the prior's too."""
 
     def __init__(self, num_steps=8, diffusion=1.5, a=-0.5, b=0.3, c=0.8, q=1.2):
         self.process = sde.brownian_bridge(num_steps, diffusion)

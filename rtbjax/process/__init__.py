@@ -42,7 +42,7 @@ class Process:
 
 
 def split_output(output: Any) -> tuple[Array, Array]:
-    """A Gaussian process's view of a network output: the float32 value, and the factor on the step's std (1 if not learned)."""
+    """The float32 value of a network output, and the factor it puts on the step's std (1 where that is not learned)."""
     if isinstance(output, LearnedStd):
         return output.value.astype(jnp.float32), jnp.exp(output.log_std.astype(jnp.float32))
     return output.astype(jnp.float32), jnp.float32(1.0)

@@ -55,8 +55,8 @@ def brownian_bridge(num_steps: int = 100, diffusion: float = 5.0) -> Process:
     """Euler-Maruyama from the origin: ``xs[i + 1] = xs[i] + dt f + sqrt(diffusion dt) eps``, ``xs[0] = 0``.
 
     The network outputs the drift f and is told ``t = i / T``. The noising is the Brownian bridge that ends in the data
-    and is pinned at the origin, so a prior is trained by maximum likelihood on bridge paths (paper, appendix C: T = 100,
-    diffusion 5).
+    and is pinned at the origin, so a prior is trained by maximum likelihood on bridge paths (paper, appendix C:
+    T = 100, diffusion 5).
 
     Raises:
       ValueError: ``num_steps`` below 1 or ``diffusion`` not positive.

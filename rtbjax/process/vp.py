@@ -34,8 +34,8 @@ def ddpm(
     Args:
       schedule: from `rtbjax.schedules.respace`.
       prediction: what the network outputs: ``epsilon``, ``sample`` (x0) or ``v_prediction``.
-      variance: ``fixed_large`` (beta_i of the respaced chain, what the paper's image priors use) or ``fixed_small`` (the
-        variance of the forward posterior).
+      variance: ``fixed_large`` (beta_i of the respaced chain, what the paper's image priors use) or ``fixed_small``
+        (the variance of the forward posterior).
       clip_x0: clamp the estimate of x0 to ``[-clip_x0, clip_x0]``; no gradient passes where it clamps.
       min_std: no step's standard deviation is below this; log Z depends on it.
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from rtbjax import losses, partition
 from rtbjax.process import Process
 from rtbjax.sharding import varying_like
-from rtbjax.trajectory import check_chunk, log_prob
+from rtbjax.trajectory import check_chunk, log_prob, rescore
 from rtbjax.types import Policy, PRNGKey, Trajectory
 
 
@@ -81,10 +81,8 @@ def path_log_ratio(
     # The gradient with respect to marked parameters is this shard's own: autodiff of the mark sums it over shards.
     policy_params = varying_like(policy_params, xs)
     if trajectory.log_ratio is None:
-        frozen = Policy(jax.lax.stop_gradient(policy_params), apply_fn)
-        value = jnp.sum(trajectory.log_prior - log_prob(process, frozen, xs, cond), axis=0)
-    else:
-        value = jnp.sum(trajectory.log_ratio, axis=0)
+        trajectory = rescore(process, Policy(jax.lax.stop_gradient(policy_params), apply_fn), trajectory)
+    value = jnp.sum(trajectory.log_ratio, axis=0)
 
     @jax.custom_vjp
     def attach(params, xs, cond, steps, value):

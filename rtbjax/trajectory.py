@@ -104,6 +104,12 @@ def score(process: Process, prior: Policy, xs: Array, cond: Any = None, posterio
     return Trajectory(xs, cond, None, log_prior, log_ratio)
 
 
+def rescore(process: Process, posterior: Policy, trajectory: Trajectory) -> Trajectory:
+    """Fills ``log_ratio`` of paths whose ``log_prior`` is known: one posterior pass, none of the prior."""
+    log_post = log_prob(process, posterior, trajectory.xs, trajectory.cond)
+    return trajectory._replace(log_ratio=trajectory.log_prior - log_post)
+
+
 def log_prob(
     process: Process,
     policy: Policy,

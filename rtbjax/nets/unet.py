@@ -15,8 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rtbjax.nets.convolution import Conv3x3
-
 _MAX_PERIOD = 10_000.0
 
 
@@ -59,7 +57,7 @@ class UNet(nn.Module):
             raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
         embedding = self._embed(x.shape[0], t, cond)
 
-        h = Conv3x3(self.channels[0], name="stem")(_space_to_depth(x, self.patch))
+        h = nn.Conv(self.channels[0], (3, 3), name="stem")(_space_to_depth(x, self.patch))
         skips = []
         for level, (width, depth) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
             if level > 0:
@@ -76,7 +74,7 @@ class UNet(nn.Module):
                 h = ResidualBlock(width, name=f"up_{level}_{block}")(h, embedding)
         h = nn.silu(nn.RMSNorm(name="norm")(h))
         pixels = self.patch**2 * x.shape[-1]
-        h = Conv3x3(pixels, kernel_init=nn.initializers.zeros, name="head")(h)
+        h = nn.Conv(pixels, (3, 3), kernel_init=nn.initializers.zeros, name="head")(h)
         return _depth_to_space(h, self.patch)
 
     def _embed(self, batch: int, t: jax.Array, cond: jax.Array | None) -> jax.Array:
@@ -105,9 +103,10 @@ class ResidualBlock(nn.Module):
         """Shape of h kept, f32[B, H, W, width]; embedding f32[1 or B, D]."""
         film = nn.Dense(2 * self.width, name="film")(embedding)
         scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
-        r = Conv3x3(self.width, name="conv_in")(nn.silu(nn.RMSNorm(name="norm_in")(h)))
+        r = nn.Conv(self.width, (3, 3), name="conv_in")(nn.silu(nn.RMSNorm(name="norm_in")(h)))
         r = nn.silu(nn.RMSNorm(name="norm_out")(r) * (1.0 + scale) + shift)
-        return h + Conv3x3(self.width, kernel_init=nn.initializers.zeros, name="conv_out")(r)
+        zero = nn.initializers.zeros
+        return h + nn.Conv(self.width, (3, 3), kernel_init=zero, name="conv_out")(r)
 
 
 class Attention(nn.Module):

@@ -1,0 +1,72 @@
+"""Fields that every domain has, with the values most of them keep."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def base() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.devices = 0  # 0: all devices; the batch must divide over them.
+    config.distributed = False
+
+    config.data = ConfigDict()
+    config.data.path = ""  # A local data set; "" for the default source.
+
+    config.train = ConfigDict()
+    config.train.steps = 1000
+    config.train.batch_size = 64
+    config.train.learning_rate = 1e-3  # Warms up, then falls to 0 along a cosine.
+    config.train.warmup_steps = 0
+    config.train.log_z_learning_rate = 0.1
+    config.train.clip_norm = 1.0
+
+    config.objective = ConfigDict()
+    config.objective.loss = "rtb"  # rtb | reinforce | reinforce_reward | ddpo | dpok
+    config.objective.log_z = "vargrad"  # vargrad | learned
+    config.objective.beta = 1.0
+    config.objective.grad_steps = config_dict.placeholder(int)  # None: all steps carry the gradient.
+    config.objective.chunk = 1  # Steps per network call in the gradient.
+    config.objective.cutoff = 0.0
+    config.objective.alpha = 0.0  # Of reinforce_reward's squared log-ratio, dpok's KL.
+
+    # Where the paths of a batch come from, as fractions; the rest is on-policy.
+    config.behaviour = ConfigDict()
+    config.behaviour.accepted = 0.0  # Prior paths accepted against the reward's bound: exact posterior paths.
+    config.behaviour.noised = 0.0  # The ends of accepted paths, noised anew.
+    config.behaviour.prior = 0.0
+    config.behaviour.replay = 0.0  # The ends of earlier on-policy paths, noised anew, preferring high reward.
+    config.behaviour.replay_temperature = 1.0
+    config.behaviour.capacity = 1024  # Of each buffer.
+    config.behaviour.warm_accepted = 128  # Accepted paths to gather before the first step.
+    config.behaviour.prior_paths = 0  # Prior paths drawn for acceptance at every step.
+    config.behaviour.widen = 0.0  # Exploration: std added to every sampled step ...
+    config.behaviour.widen_hold = 0  # ... for so many steps,
+    config.behaviour.widen_until = 1  # ... then falling linearly to 0 at this one.
+
+    config.posterior = ConfigDict()
+    config.posterior.kind = "full"
+    config.posterior.learn_variance = False
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 500
+    config.checkpoint.keep = 2
+
+    config.log = ConfigDict()
+    config.log.every = 10
+
+    config.eval = ConfigDict()
+    config.eval.num_samples = 20_000
+    config.eval.batch_size = 2_000
+    config.eval.exact_samples = 20_000  # In each of two independent exact sets.
+    config.eval.recompute_exact = False
+    config.eval.exact_cache = "runs/exact"
+
+    config.process = ConfigDict()
+    config.process.num_steps = 100
+
+    config.pretrain = ConfigDict()
+    config.pretrain.steps = 10_000
+    config.pretrain.batch_size = 512
+    config.pretrain.learning_rate = 1e-3
+    config.pretrain.ema = 0.999
+    return config

@@ -1,0 +1,43 @@
+"""What a domain is to the loop."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rtbjax import Policy, Process, RewardFn
+
+Samples = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """A prior, a reward, and how to look at the result: everything the loop does not know.
+
+    Attributes:
+      name: as in ``config.domain``.
+      data_source: which data stand behind the prior, for ``summary.json``.
+      process: the chain.
+      event_shape: of one sample.
+      prior: frozen.
+      posterior: the parametrisation to train, at its start.
+      log_reward: log r, ``(x, cond) -> f[B]``.
+      log_bound: declared bound on log r, or None.
+      fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.
+      evaluate: samples by name (``prior``, ``rtb``, and where they exist ``exact``, ``exact_again``) to metrics.
+      plot: ``(workdir, samples by name)``; writes ``samples.png``.
+    """
+
+    name: str
+    data_source: str
+    process: Process
+    event_shape: tuple[int, ...]
+    prior: Policy
+    posterior: Policy
+    log_reward: RewardFn
+    log_bound: float | None
+    fingerprint: str
+    evaluate: Callable[[Samples], dict[str, Any]]
+    plot: Callable[[Path, Samples], None]

@@ -1,0 +1,108 @@
+"""After training: fresh paths, the certificate, metrics, plots, ``summary.json``."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm.auto import tqdm
+
+from experiments import exact, records
+from experiments.domains.base import Domain
+from rtbjax import Policy, Trajectory, behaviour, certificate, rewards, score
+from rtbjax.train import make_rollout
+
+
+def paths(
+    key: jax.Array,
+    domain: Domain,
+    posterior: Policy | None,
+    count: int,
+    batch: int,
+    beta: float,
+    mesh: Mesh,
+    label: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fresh paths of the posterior (or of the prior): samples, log r, and gap (zeros for the prior's)."""
+    run = make_rollout(domain.process, (batch, *domain.event_shape), mesh)
+    samples, log_rewards, gaps = [], [], []
+    for first in tqdm(range(0, count, batch), desc=label, unit="batch"):
+        trajectory: Trajectory = run(jax.random.fold_in(key, first), domain.prior, posterior)
+        x = trajectory.xs[-1]
+        log_r = rewards.evaluate(domain.log_reward, x, log_bound=domain.log_bound)
+        samples.append(np.asarray(x))
+        log_rewards.append(log_r)
+        ratio = np.zeros(batch) if trajectory.log_ratio is None else np.asarray(trajectory.log_ratio).sum(axis=0)
+        gaps.append(ratio + beta * log_r)
+    return tuple(np.concatenate(parts)[:count] for parts in (samples, log_rewards, gaps))
+
+
+def exact_gap(
+    key: jax.Array, domain: Domain, posterior: Policy, count: int, beta: float, mesh: Mesh
+) -> np.ndarray | None:
+    """Gaps of accepted prior paths among ``count`` prior paths, for the upper bound; None if none was accepted."""
+    if domain.log_bound is None:
+        return None
+    roll, accept = jax.random.split(key)
+    trajectory = make_rollout(domain.process, (count, *domain.event_shape), mesh)(roll, domain.prior)
+    log_r = rewards.evaluate(domain.log_reward, trajectory.xs[-1], log_bound=domain.log_bound)
+    keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
+    if not keep.any():
+        return None
+    rescore = jax.jit(lambda policy, xs: score(domain.process, domain.prior, xs, None, policy).log_ratio)
+    return np.asarray(rescore(posterior, trajectory.xs)).sum(axis=0)[keep] + beta * log_r[keep]
+
+
+def evaluate(config: ConfigDict, domain: Domain, posterior: Policy, workdir: Path, mesh: Mesh) -> dict[str, Any]:
+    """Certificate and metrics of a trained posterior; writes the plots."""
+    settings, beta = config.eval, config.objective.beta
+    known = exact.posterior(config, domain, mesh)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0xE7A1), 3)
+    arguments = dict(count=settings.num_samples, batch=settings.batch_size, beta=beta, mesh=mesh)
+    x, log_r, gap = paths(keys[0], domain, posterior, label="posterior samples", **arguments)
+    x_prior, log_r_prior, _ = paths(keys[1], domain, None, label="prior samples", **arguments)
+    upper = exact_gap(keys[2], domain, posterior, settings.batch_size, beta, mesh)
+    found = certificate.certify(gap, known.log_z, upper)
+    half = len(known.samples) // 2
+    samples = {"prior": x_prior, "rtb": x}
+    if half:
+        samples |= {"exact": known.samples[:half], "exact_again": known.samples[half:]}
+    metrics = domain.evaluate(samples)
+    prior_gap = beta * log_r_prior
+    metrics["prior_ess"] = certificate.effective_sample_size(prior_gap)
+    metrics["mean_log_reward"] = float(log_r.mean())
+    domain.plot(workdir, samples)
+    return {"certificate": found.to_dict(), "metrics": metrics}
+
+
+def report(summary: dict[str, Any]) -> str:
+    """The certificate as a person reads it."""
+    c = summary["certificate"]
+    low, high = c["log_z_is_ci"]
+    lines = [f"log Z  {c['log_z_is']:.3f} [{low:.3f}, {high:.3f}] by importance sampling, {c['num_paths']} paths"]
+    if c["log_z_reference"] is not None:
+        low, high = c["log_z_reference_ci"]
+        lines.append(f"       {c['log_z_reference']:.3f} [{low:.3f}, {high:.3f}] by {c['log_z_reference_source']}")
+    bounds = f"ELBO {c['elbo']:.3f}" + ("" if c["eubo"] is None else f", EUBO {c['eubo']:.3f}")
+    gap = "path-KL unknown" if c["path_kl"] is None else f"path-KL {c['path_kl']:.3f}"
+    lines.append(f"       {bounds}; {gap} nats; ESS {c['ess']:.1%}")
+    lines.append(f"verdict: {c['verdict']}. {certificate.VERDICTS[c['verdict']]}")
+    return "\n".join(lines)
+
+
+def summarise(config: ConfigDict, domain: Domain, result: dict[str, Any], seconds: dict[str, float], workdir: Path):
+    """Writes ``summary.json``."""
+    summary = {
+        "domain": domain.name,
+        "data_source": domain.data_source,
+        "steps": config.train.steps,
+        "seconds": seconds,
+        "certificate": result["certificate"],
+        "metrics": result["metrics"],
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    records.write_json(workdir / "summary.json", summary)
+    return summary

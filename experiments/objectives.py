@@ -1,0 +1,62 @@
+"""The objective of a config: RTB, or one of the baselines, all through the same two-pass gradient."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+import rtbjax
+from experiments.domains.base import Domain
+from rtbjax import losses
+from rtbjax.objective import LossInfo, path_log_ratio
+from rtbjax.train import Objective
+
+BASELINES = {
+    "reinforce": losses.reinforce,
+    "reinforce_reward": losses.reinforce_reward,
+    "ddpo": losses.ddpo,
+    "dpok": losses.dpok,
+}
+
+
+def initial_params(config: ConfigDict, domain: Domain) -> PyTree:
+    """``{"policy": ..., "log_z": ...}``; log Z only where it is learned."""
+    params = {"policy": domain.posterior.params}
+    return params | ({"log_z": jnp.float32(0.0)} if config.objective.log_z == "learned" else {})
+
+
+def make(config: ConfigDict, domain: Domain) -> Objective:
+    """Binds everything but parameters, paths and key."""
+    settings = config.objective
+    steps = dict(grad_steps=settings.grad_steps, chunk=settings.chunk)
+    if settings.loss == "rtb":
+        return partial(
+            rtbjax.loss,
+            process=domain.process,
+            apply_fn=domain.posterior.apply_fn,
+            log_z=settings.log_z,
+            beta=settings.beta,
+            cutoff=settings.cutoff,
+            **steps,
+        )
+    baseline = BASELINES[settings.loss]
+    accepted = inspect.signature(baseline).parameters
+    weights = {"beta": settings.beta, "alpha": settings.alpha, "kl_weight": settings.alpha}
+    per_path = partial(baseline, **{name: value for name, value in weights.items() if name in accepted})
+
+    def objective(params, trajectory, *, key, axis_name):
+        log_ratio = path_log_ratio(
+            params["policy"],
+            trajectory,
+            process=domain.process,
+            apply_fn=domain.posterior.apply_fn,
+            key=key,
+            **steps,
+        )
+        gap = jax.lax.stop_gradient(log_ratio + settings.beta * trajectory.log_reward)
+        return jnp.mean(per_path(log_ratio, trajectory.log_reward)), LossInfo(gap, jnp.zeros_like(gap))
+
+    return objective

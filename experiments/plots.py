@@ -1,0 +1,9 @@
+"""Matplotlib without a display."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+__all__ = ["plt"]

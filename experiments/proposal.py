@@ -1,0 +1,180 @@
+"""Assembles each step's batch of paths from the behaviours of the config."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from experiments.domains.base import Domain
+from rtbjax import Policy, Trajectory, behaviour, replay, rescore, rewards
+from rtbjax.train import make_rollout
+
+MIN_PRIOR_PATHS = 256  # Per rollout while gathering accepted paths before the first step.
+
+
+class Buffers(NamedTuple):
+    """What the behaviours remember between steps; checkpointed. None where a behaviour is off.
+
+    Attributes:
+      accepted: exact posterior paths: ``xs[T + 1, E*]``, ``log_prior[T]``, ``log_reward``.
+      visited: ends of on-policy paths: ``x0``, ``log_reward``.
+    """
+
+    accepted: replay.Buffer | None
+    visited: replay.Buffer | None
+
+
+class Proposal(NamedTuple):
+    """Attributes:
+    blank: empty buffers.
+    init: ``(key, progress) -> Buffers``, gathers what must be there before the first step.
+    propose: ``(key, step, params, buffers) -> (Trajectory, Buffers)``.
+    """
+
+    blank: Callable[[], Buffers]
+    init: Callable[[Array, Callable[[int, int], None]], Buffers]
+    propose: Callable[[Array, int, Any, Buffers], tuple[Trajectory, Buffers]]
+
+
+def counts(config: ConfigDict) -> dict[str, int]:
+    """Paths per behaviour in a batch; on-policy takes the rest.
+
+    Raises:
+      ValueError: fractions that are negative or sum to more than 1.
+    """
+    batch = config.train.batch_size
+    parts = {name: getattr(config.behaviour, name) for name in ("accepted", "noised", "prior", "replay")}
+    if min(parts.values()) < 0 or sum(parts.values()) > 1 + 1e-9:
+        raise ValueError(f"The behaviour fractions must be at least 0 and sum to at most 1, got {parts}.")
+    paths = {name: round(fraction * batch) for name, fraction in parts.items()}
+    return {"on_policy": batch - sum(paths.values()), **paths}
+
+
+def widening(config: ConfigDict) -> optax.Schedule:
+    """Exploration std as a function of the step: constant, then linearly to 0."""
+    b = config.behaviour
+    return optax.linear_schedule(b.widen, 0.0, max(b.widen_until - b.widen_hold, 1), b.widen_hold)
+
+
+def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
+    """Builds the proposal of a run.
+
+    Raises:
+      ValueError: accepted paths of a reward without a declared bound, or bad fractions.
+    """
+    paths, settings, beta = counts(config), config.behaviour, config.objective.beta
+    uses_accepted = paths["accepted"] or paths["noised"]
+    if uses_accepted and domain.log_bound is None:
+        raise ValueError("behaviour.accepted and behaviour.noised need a reward with a declared bound; this has none.")
+    process, prior, apply_fn = domain.process, domain.prior, domain.posterior.apply_fn
+    width = widening(config)
+
+    def roller(size):
+        return make_rollout(process, (size, *domain.event_shape), mesh) if size else None
+
+    roll = {name: roller(paths[name]) for name in ("on_policy", "prior")}
+    fresh = settings.prior_paths
+    gather_size = max(fresh, MIN_PRIOR_PATHS)
+    roll_fresh, roll_gather = roller(fresh), roller(gather_size)
+
+    def rewarded(trajectory: Trajectory) -> Trajectory:
+        log_reward = rewards.evaluate(domain.log_reward, trajectory.xs[-1], trajectory.cond, log_bound=domain.log_bound)
+        return trajectory._replace(log_reward=jnp.asarray(log_reward))
+
+    @jax.jit
+    def keep_accepted(key, buffer, trajectory):
+        keep = behaviour.accept(key, trajectory.log_reward, domain.log_bound, beta=beta)
+        items = {
+            "xs": jnp.swapaxes(trajectory.xs, 0, 1),
+            "log_prior": trajectory.log_prior.T,
+            "log_reward": trajectory.log_reward,
+        }
+        return replay.add(buffer, items, keep)
+
+    @jax.jit
+    def keep_visited(buffer, trajectory):
+        items = {"x0": trajectory.xs[-1], "log_reward": trajectory.log_reward}
+        everything = jnp.ones(trajectory.log_reward.shape, bool)
+        return replay.add(buffer, items, everything, beta * trajectory.log_reward)
+
+    @jax.jit
+    def from_accepted(key, params, buffer):
+        items = replay.sample(key, buffer, paths["accepted"])
+        trajectory = Trajectory(
+            jnp.swapaxes(items["xs"], 0, 1), None, items["log_reward"], jnp.swapaxes(items["log_prior"], 0, 1)
+        )
+        return rescore(process, Policy(params, apply_fn), trajectory)
+
+    @jax.jit
+    def renoised(key, params, x0, log_reward):
+        return behaviour.renoise(key, process, prior, Policy(params, apply_fn), x0, log_reward)
+
+    def blank() -> Buffers:
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        path = {
+            "xs": jax.ShapeDtypeStruct((process.num_steps + 1, *domain.event_shape), jnp.float32),
+            "log_prior": jax.ShapeDtypeStruct((process.num_steps,), jnp.float32),
+            "log_reward": number,
+        }
+        end = {"x0": jax.ShapeDtypeStruct(domain.event_shape, jnp.float32), "log_reward": number}
+        return Buffers(
+            accepted=replay.init(path, settings.capacity) if uses_accepted else None,
+            visited=replay.init(end, settings.capacity) if paths["replay"] else None,
+        )
+
+    def init(key: Array, progress: Callable[[int, int], None]) -> Buffers:
+        accepted, visited = blank()
+        if uses_accepted:
+            wanted, drawn = min(settings.warm_accepted, settings.capacity), 0
+            while (have := int(accepted.added)) < max(wanted, 1):
+                progress(have, wanted)
+                if drawn >= 1000 * gather_size and have == 0:
+                    raise ValueError(
+                        f"None of {drawn} prior paths was accepted: r is too rare under the prior for "
+                        "behaviour.accepted; use other behaviours."
+                    )
+                roll_key, accept_key = jax.random.split(jax.random.fold_in(key, drawn))
+                trajectory = rewarded(roll_gather(roll_key, prior))
+                accepted = keep_accepted(accept_key, accepted, trajectory)
+                drawn += gather_size
+            progress(wanted, wanted)
+        return Buffers(accepted, visited)
+
+    def propose(key: Array, step: int, params: Any, buffers: Buffers) -> tuple[Trajectory, Buffers]:
+        keys = dict(
+            zip(
+                ("on_policy", "prior", "fresh", "accept", "accepted", "pick", "noised", "visit", "replay"),
+                jax.random.split(key, 9),
+                strict=True,
+            )
+        )
+        posterior = Policy(params, apply_fn)
+        accepted, visited = buffers
+        parts = []
+        if roll["on_policy"]:
+            on_policy = rewarded(roll["on_policy"](keys["on_policy"], prior, posterior, widen=float(width(step))))
+            parts.append(on_policy)
+            if paths["replay"]:
+                visited = keep_visited(visited, on_policy)
+        if roll["prior"]:
+            parts.append(rescored(params, rewarded(roll["prior"](keys["prior"], prior))))
+        if uses_accepted and roll_fresh:
+            accepted = keep_accepted(keys["accept"], accepted, rewarded(roll_fresh(keys["fresh"], prior)))
+        if paths["accepted"]:
+            parts.append(from_accepted(keys["accepted"], params, accepted))
+        if paths["noised"]:
+            ends = replay.sample(keys["pick"], accepted, paths["noised"])
+            parts.append(renoised(keys["noised"], params, ends["xs"][:, -1], ends["log_reward"]))
+        if paths["replay"]:
+            ends = replay.sample(keys["visit"], visited, paths["replay"], settings.replay_temperature)
+            parts.append(renoised(keys["replay"], params, ends["x0"], ends["log_reward"]))
+        return parts[0] if len(parts) == 1 else mix(*parts), Buffers(accepted, visited)
+
+    rescored = jax.jit(lambda params, trajectory: rescore(process, Policy(params, apply_fn), trajectory))
+    mix = jax.jit(behaviour.mix)
+    return Proposal(blank, init, propose)

@@ -1,0 +1,84 @@
+"""The one entry point: ``python experiments/run.py --config=configs/mnist.py``.
+
+Trains a posterior, certifies it, and leaves everything in the workdir. Running the same command again resumes.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments import evaluate, loop, records, settings
+from rtbjax.rewards import RewardError
+from rtbjax.sharding import data_mesh
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/DOMAIN.py, or configs/DOMAIN.py:VARIANT.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/DOMAIN or runs/DOMAIN-VARIANT by default.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "What to do.")
+
+DOMAINS = ("gmm", "images")
+# What a user can mend; anything else is a defect and keeps its traceback.
+USER_ERRORS = (ValueError, RewardError, FloatingPointError, FileNotFoundError, PermissionError)
+
+
+def default_workdir() -> Path:
+    """From the --config flag: its file's name and its variant."""
+    given = next(arg for arg in sys.argv[1:] if arg.lstrip("-").startswith("config")).split("=", 1)[-1]
+    file, _, variant = given.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
+
+
+def run(_argv) -> None:
+    config = _CONFIG.value
+    settings.one_of(config, "domain", DOMAINS)
+    settings.check(config)
+    if config.distributed:
+        jax.distributed.initialize()
+    clock = loop.CompileClock()
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
+    module = importlib.import_module(f"experiments.domains.{config.domain}")
+    if _MODE.value == "pretrain":
+        module.pretrain(config, workdir)
+        return
+    records.claim(workdir, config.to_dict(), ignore=("eval", "log") if _MODE.value == "evaluate" else ())
+    mesh = data_mesh(config.devices or None)
+    domain = module.build(config)
+    if _MODE.value == "evaluate":
+        posterior, train_seconds = loop.restore(config, domain, workdir)
+    else:
+        posterior, train_seconds = loop.run(config, domain, workdir, mesh, clock)
+    result = evaluate.evaluate(config, domain, posterior, workdir, mesh)
+    total = clock.since_start()
+    seconds = {"compile": clock.seconds, "train": train_seconds, "total": total}
+    summary = evaluate.summarise(config, domain, result, seconds, workdir)
+    print(evaluate.report(summary))
+    print(f"{workdir}: samples.png, summary.json, metrics.jsonl, final_params.safetensors")
+
+
+def main(argv) -> None:
+    try:
+        run(argv)
+    except USER_ERRORS as error:
+        logging.debug("", exc_info=True)
+        sys.exit(f"rtbjax: {error}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags; a bad one is one sentence on stderr."""
+    try:
+        args = flags.FLAGS(argv)
+        flags.mark_flag_as_required("config")
+        if _CONFIG.value is None:
+            raise flags.Error("--config is required: --config=configs/gmm.py or --config=configs/mnist.py.")
+        return args
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        sys.exit(f"rtbjax: {str(error).strip()}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,79 @@
+"""Who proposes the paths. Any path is a legitimate training example; these are the useful sources.
+
+On-policy and widened paths are `rtbjax.rollout` with a posterior (``widen``); prior paths are `rtbjax.rollout` without.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rtbjax.process import Process
+from rtbjax.trajectory import noise, sample_keys, score
+from rtbjax.types import Policy, PRNGKey, Trajectory
+
+
+def accept(
+    key: PRNGKey,
+    log_reward: Float[Array, " B"],
+    log_bound: float,
+    *,
+    beta: float | Float[Array, ""] = 1.0,
+    index: Int[Array, " B"] | None = None,
+) -> Bool[Array, " B"]:
+    """Rejection sampling: which *prior* paths to keep so that they are exact samples of the posterior path law.
+
+    Args:
+      key: one key for the batch.
+      log_reward: log r of prior samples.
+      log_bound: log R, a declared upper bound on log r. `rtbjax.rewards.evaluate` stops a run whose rewards exceed it.
+      beta: the exponent of r.
+      index: global index of each sample, ``arange(B)`` if None.
+
+    Returns:
+      True with probability ``(r / R)^beta``.
+    """
+    index = jnp.arange(log_reward.shape[0]) if index is None else index
+    uniform = jax.vmap(jax.random.uniform)(sample_keys(key, index))
+    return jnp.log(uniform) < beta * (log_reward - log_bound)
+
+
+def renoise(
+    key: PRNGKey,
+    process: Process,
+    prior: Policy,
+    posterior: Policy | None,
+    x0: Array,
+    log_reward: Float[Array, " B"],
+    cond: Any = None,
+    *,
+    index: Int[Array, " B"] | None = None,
+) -> Trajectory:
+    """Paths that end in given samples (data, a replay buffer, exact samples), noised anew and scored."""
+    xs = noise(key, process, x0, cond, index=index)
+    return score(process, prior, xs, cond, posterior)._replace(log_reward=log_reward)
+
+
+def mix(*trajectories: Trajectory) -> Trajectory:
+    """One batch out of several, in order.
+
+    Raises:
+      ValueError: some have ``log_ratio`` or ``log_reward`` and others have not; `rtbjax.score` fills the former.
+    """
+    for name in ("log_reward", "log_ratio"):
+        if len({getattr(t, name) is None for t in trajectories}) > 1:
+            raise ValueError(f"Either all trajectories of a mixture have {name} or none has.")
+
+    def join(axis):
+        return lambda *parts: jnp.concatenate(parts, axis=axis)
+
+    time_major, batch_major = join(1), join(0)
+    first = trajectories[0]
+    return Trajectory(
+        xs=time_major(*(t.xs for t in trajectories)),
+        cond=jax.tree.map(batch_major, *(t.cond for t in trajectories)),
+        log_reward=None if first.log_reward is None else batch_major(*(t.log_reward for t in trajectories)),
+        log_prior=time_major(*(t.log_prior for t in trajectories)),
+        log_ratio=None if first.log_ratio is None else time_major(*(t.log_ratio for t in trajectories)),
+    )

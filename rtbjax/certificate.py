@@ -1,0 +1,222 @@
+"""How close did it get: estimates of log Z, bounds, effective sample size, and a verdict that can fail.
+
+From N fresh posterior paths with log-weights ``gap_b`` (`rtbjax.objective`):
+
+    ELBO = mean gap <= log Z,   log Z_IS = log mean exp gap,   ESS = (sum w)^2 / sum w^2 / N.
+
+These alone are blind to lost modes: a posterior that dropped one of two equal modes has ESS 1. So a *reference* log Z
+that does not use the posterior is always sought (prior samples, a rejection rate, enumeration, a closed form):
+
+    path_kl = log Z_reference - ELBO  >=  KL(samples || posterior).
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+import scipy.stats
+from jaxtyping import Array, Float
+
+from rtbjax.types import PRNGKey
+
+_NORMAL_95 = 1.959964
+MAX_PARETO_K = 0.7
+MAX_INTERVAL = 0.5
+MIN_ESS = 0.5
+
+VERDICTS = {
+    "consistent": "The samples agree with every estimate of log Z; use them as they are.",
+    "importance_weight": "The estimates agree but the weights are uneven: reweight or resample the samples.",
+    "modes_missing": "The samples miss part of the posterior: log_z_is is below the reference beyond both intervals.",
+    "unreliable": "The weights are too heavy-tailed, or too few, for any statement: train longer or take more paths.",
+    "coverage_unchecked": "No reference log Z is known, so modes the samples never visit would go unnoticed.",
+}
+
+
+class Estimate(NamedTuple):
+    """A log Z with its 95 % interval and where it came from."""
+
+    log_z: float
+    interval: tuple[float, float]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What `certify` found, in nats but for ``ess`` (a fraction) and ``pareto_k``; None where a value does not exist.
+
+    Attributes:
+      log_z_is: log mean weight of the posterior's paths.
+      log_z_is_ci: its 95 % interval.
+      log_z_reference: an estimate that does not use the posterior.
+      log_z_reference_ci: its 95 % interval.
+      log_z_reference_source: how it was obtained.
+      elbo: mean log-weight, at most log Z.
+      eubo: mean log-weight over exact posterior paths (accepted prior paths), at least log Z.
+      ess: effective sample size of the weights, over N.
+      pareto_k: tail index of the weights; above 0.7 no estimate from them can be trusted.
+      path_kl: reference - ELBO; bounds the samples' KL divergence from the posterior from above.
+      path_kl_lower: log_z_is - ELBO, what remains without a reference.
+      num_paths: N.
+      verdict: one of `VERDICTS`.
+    """
+
+    log_z_is: float
+    log_z_is_ci: tuple[float, float]
+    log_z_reference: float | None
+    log_z_reference_ci: tuple[float, float] | None
+    log_z_reference_source: str | None
+    elbo: float
+    eubo: float | None
+    ess: float
+    pareto_k: float | None
+    path_kl: float | None
+    path_kl_lower: float
+    num_paths: int
+    verdict: str
+
+    def to_dict(self) -> dict:
+        """As written to ``summary.json``."""
+        return dataclasses.asdict(self)
+
+
+def certify(
+    gap: Float[Array, " N"], reference: Estimate | None = None, exact_gap: Float[Array, " M"] | None = None
+) -> Certificate:
+    """Certifies a posterior from the log-weights of its own fresh paths.
+
+    Args:
+      gap: ``sum_i log_ratio + beta log r`` of N on-policy paths (not widened, not used for training).
+      reference: log Z from elsewhere; see `from_prior` and `exact`.
+      exact_gap: the same quantity on exact posterior paths (accepted prior paths, scored under the posterior), for the
+        upper bound.
+
+    Returns:
+      The `Certificate`.
+
+    Raises:
+      ValueError: fewer than 2 paths, or a log-weight that is not finite.
+    """
+    gap = np.asarray(gap, np.float64)
+    if gap.ndim != 1 or gap.size < 2:
+        raise ValueError(f"A certificate needs the log-weights of at least 2 paths, got shape {gap.shape}.")
+    if not np.isfinite(gap).all():
+        raise ValueError(f"{int(np.sum(~np.isfinite(gap)))} of {gap.size} log-weights are not finite.")
+    estimate = _log_mean_exp(gap, "importance sampling")
+    elbo = float(gap.mean())
+    fraction = effective_sample_size(gap)
+    tail = pareto_k(gap)
+    return Certificate(
+        log_z_is=estimate.log_z,
+        log_z_is_ci=estimate.interval,
+        log_z_reference=reference and reference.log_z,
+        log_z_reference_ci=reference and reference.interval,
+        log_z_reference_source=reference and reference.source,
+        elbo=elbo,
+        eubo=None if exact_gap is None else float(np.mean(np.asarray(exact_gap, np.float64))),
+        ess=fraction,
+        pareto_k=tail,
+        path_kl=None if reference is None else reference.log_z - elbo,
+        path_kl_lower=estimate.log_z - elbo,
+        num_paths=gap.size,
+        verdict=_verdict(estimate, reference, fraction, tail),
+    )
+
+
+def _verdict(estimate: Estimate, reference: Estimate | None, ess: float, tail: float | None) -> str:
+    low, high = estimate.interval
+    if (tail is not None and tail > MAX_PARETO_K) or high - low > MAX_INTERVAL:
+        return "unreliable"
+    if reference is None:
+        return "coverage_unchecked"
+    if high < reference.interval[0]:
+        return "modes_missing"
+    if low > reference.interval[1] or reference.interval[1] - reference.interval[0] > MAX_INTERVAL:
+        # Posterior paths found more mass than the reference knows of: it is the reference that missed something.
+        return "unreliable"
+    return "consistent" if ess >= MIN_ESS else "importance_weight"
+
+
+def _log_mean_exp(log_w: np.ndarray, source: str) -> Estimate:
+    """log mean exp; delta-method interval, the relative variance of the mean weight being (1 / ESS - 1) / N."""
+    log_z = float(scipy.special.logsumexp(log_w) - math.log(log_w.size))
+    relative = math.sqrt(max(1.0 / effective_sample_size(log_w) - 1.0, 0.0) / log_w.size)
+    return Estimate(log_z, (log_z - _NORMAL_95 * relative, log_z + _NORMAL_95 * relative), source)
+
+
+def from_prior(log_reward: Float[Array, " N"], beta: float = 1.0) -> Estimate:
+    """log Z = log E_prior[r^beta] from prior samples; where r <= 1, the log acceptance rate without the coin flips."""
+    log_w = beta * np.asarray(log_reward, np.float64)
+    return _log_mean_exp(log_w, f"{log_w.size} prior samples")
+
+
+def exact(log_z: float, source: str) -> Estimate:
+    """A log Z known without error (closed form, enumeration)."""
+    return Estimate(float(log_z), (float(log_z), float(log_z)), source)
+
+
+def effective_sample_size(log_w: Float[Array, " N"]) -> float:
+    """``(sum w)^2 / sum w^2 / N``, in (0, 1]."""
+    log_w = np.asarray(log_w, np.float64)
+    return float(np.exp(2 * scipy.special.logsumexp(log_w) - scipy.special.logsumexp(2 * log_w)) / log_w.size)
+
+
+def pareto_k(log_w: Float[Array, " N"]) -> float | None:
+    """Shape of a generalised Pareto fitted to the largest weights (Vehtari et al. 2024); None if there is no tail.
+
+    That is for fewer than 25 paths, or largest weights that are all equal. The tail holds ``min(N / 5, 3 sqrt(N))``
+    weights.
+    """
+    log_w = np.sort(np.asarray(log_w, np.float64))
+    count = int(min(log_w.size / 5, 3 * math.sqrt(log_w.size)))
+    if count < 5:
+        return None
+    w = np.exp(log_w - log_w[-1])
+    excess = w[-count:] - w[-count - 1]
+    if excess[-1] <= 1e-12 * w[-1]:
+        return None
+    shape, _, _ = scipy.stats.genpareto.fit(excess, floc=0.0)
+    return float(shape)
+
+
+def importance_resample(key: PRNGKey, x: Array, gap: Float[Array, " N"], num_samples: int) -> tuple[Array, float]:
+    """Corrects posterior samples by self-normalised importance resampling.
+
+    Args:
+      key: for the resampling.
+      x: samples, ``[N, E*]``.
+      gap: log-weights of their paths, ``f32[N]``.
+      num_samples: how many to draw, with replacement.
+
+    Returns:
+      ``[num_samples, E*]``, and the effective sample size of the weights over N: the result holds about ``ess * N``
+      distinct samples' worth of information, however many are drawn.
+    """
+    index = jax.random.categorical(key, jnp.asarray(gap, jnp.float32), shape=(num_samples,))
+    return x[index], effective_sample_size(gap)
+
+
+def start_excess(
+    log_reward: Float[Array, " N"], log_reward_again: Float[Array, " N"], beta: float = 1.0
+) -> tuple[float, float]:
+    """What sharing p_T with the prior costs: ``Cov(r^beta, r'^beta) / Z^2`` over pairs of prior paths from one start.
+
+    Zero means that the data forget ``xs[0]``, so that RTB can be exact. Half the excess is, to first order, the path-KL
+    that no training removes.
+
+    Args:
+      log_reward: log r at the end of prior paths.
+      log_reward_again: the same for other prior paths from the same ``xs[0]``.
+      beta: the exponent of r.
+
+    Returns:
+      The excess and its standard error.
+    """
+    pair = np.stack([np.asarray(log_reward, np.float64), np.asarray(log_reward_again, np.float64)]) * beta
+    r = np.exp(pair - scipy.special.logsumexp(pair) + math.log(pair.size))
+    products = (r[0] - r.mean()) * (r[1] - r.mean())
+    return float(products.mean()), float(products.std(ddof=1) / math.sqrt(products.size))

@@ -1,0 +1,166 @@
+"""Training steps: jit + shard_map around the pure functions, and the state they carry."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, PyTree
+
+from rtbjax.objective import LossInfo
+from rtbjax.process import Process
+from rtbjax.sharding import DATA_AXIS, check_divides, data_mesh, trajectory_specs, varying_like
+from rtbjax.trajectory import rollout
+from rtbjax.types import Policy, PRNGKey, Trajectory
+
+
+class TrainState(NamedTuple):
+    """Everything an update changes.
+
+    Attributes:
+      step: updates made, ``i32[]``.
+      params: ``{"policy": ..., "log_z": ...}``.
+      opt_state: the optimizer's.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+
+
+class StepInfo(NamedTuple):
+    """What a human wants to know about an update; scalars, over the whole batch.
+
+    Attributes:
+      loss: the objective.
+      log_z: mean of what the gaps were balanced against.
+      elbo: mean gap; a lower bound of log Z where the paths are the posterior's own.
+      ess: effective sample size of the paths' weights, as a fraction.
+      residual: root mean square of ``log_z - gap``, in nats.
+      grad_norm: of the policy's gradient, before clipping.
+    """
+
+    loss: Float[Array, ""]
+    log_z: Float[Array, ""]
+    elbo: Float[Array, ""]
+    ess: Float[Array, ""]
+    residual: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+
+
+class Objective(Protocol):
+    """A mean loss over a batch of paths: `rtbjax.loss` with everything but these arguments bound."""
+
+    def __call__(
+        self, params: PyTree, trajectory: Trajectory, *, key: PRNGKey, axis_name: str
+    ) -> tuple[Float[Array, ""], LossInfo]:
+        """The mean over this shard's paths, and their `LossInfo`."""
+        ...
+
+
+def optimizer(
+    learning_rate: optax.ScalarOrSchedule, log_z_learning_rate: float, *, clip_norm: float | None = 1.0
+) -> optax.GradientTransformation:
+    """Adam for the policy, gradient clipped by global norm, and Adam at its own (large) rate for log Z."""
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.partition(
+        {"policy": optax.chain(clip, optax.adam(learning_rate)), "log_z": optax.adam(log_z_learning_rate)},
+        lambda params: {name: name for name in params},
+    )
+
+
+def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0, on a copy of ``params``: updates donate their state."""
+    params = jax.tree.map(jnp.array, params)
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def make_update(
+    objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> Callable[[TrainState, Trajectory, PRNGKey], tuple[TrainState, StepInfo]]:
+    """One gradient step, data-parallel over the mesh.
+
+    Args:
+      objective: e.g. ``partial(rtbjax.loss, process=process, apply_fn=apply_fn)``.
+      optimizer: see `optimizer`.
+      mesh: with an axis ``data``; one over all devices if None.
+
+    Returns:
+      ``update(state, trajectory, key)``. The batch must divide over the mesh; the state's buffers are donated.
+    """
+    mesh = data_mesh() if mesh is None else mesh
+
+    def local_gradient(params, trajectory, key):
+        # Marked as varying, the gradient is this shard's own, and the mean over shards is taken here, in plain sight.
+        # Taking pmean of the gradient of unmarked parameters would multiply it by the number of devices.
+        params = varying_like(params, trajectory.xs)
+        (loss, info), gradient = jax.value_and_grad(objective, has_aux=True)(
+            params, trajectory, key=key, axis_name=DATA_AXIS
+        )
+        return jax.lax.pmean(loss, DATA_AXIS), jax.lax.pmean(gradient, DATA_AXIS), info
+
+    @jax.jit(donate_argnums=0)
+    def step(state, trajectory, key):
+        loss, gradient, info = jax.shard_map(
+            local_gradient,
+            mesh=mesh,
+            in_specs=(P(), trajectory_specs(trajectory), P()),
+            out_specs=(P(), P(), LossInfo(P(DATA_AXIS), P(DATA_AXIS))),
+        )(state.params, trajectory, key)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        gap = info.gap
+        ess = jnp.exp(2 * jax.nn.logsumexp(gap) - jax.nn.logsumexp(2 * gap)) / gap.shape[0]
+        residual = jnp.sqrt(jnp.mean((info.log_z - gap) ** 2))
+        norm = optax.tree.norm(gradient["policy"])
+        step_info = StepInfo(loss, jnp.mean(info.log_z), jnp.mean(gap), ess, residual, norm)
+        return TrainState(state.step + 1, params, opt_state), step_info
+
+    def update(state: TrainState, trajectory: Trajectory, key: PRNGKey) -> tuple[TrainState, StepInfo]:
+        check_divides(trajectory.xs.shape[1], mesh)
+        # Already where they belong after the first step; a reward that comes from the host is not.
+        state = jax.device_put(state, NamedSharding(mesh, P()))
+        placement = jax.tree.map(lambda spec: NamedSharding(mesh, spec), trajectory_specs(trajectory))
+        return step(state, jax.device_put(trajectory, placement), key)
+
+    return update
+
+
+def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = None) -> Callable[..., Trajectory]:
+    """`rtbjax.rollout` over a mesh; the paths do not depend on the number of devices.
+
+    Args:
+      process: the chain.
+      shape: ``(B, *E)``, B over all devices.
+      mesh: with an axis ``data``; one over all devices if None.
+
+    Returns:
+      ``f(key, prior, posterior=None, cond=None, widen=0.0) -> Trajectory``, jitted.
+
+    Raises:
+      ValueError: B does not divide over the mesh.
+    """
+    mesh = data_mesh() if mesh is None else mesh
+    check_divides(shape[0], mesh)
+    local = shape[0] // mesh.shape[DATA_AXIS]
+
+    def shard(key, prior, posterior, cond, widen):
+        index = jax.lax.axis_index(DATA_AXIS) * local + jnp.arange(local)
+        return rollout(key, process, prior, posterior, shape=(local, *shape[1:]), cond=cond, widen=widen, index=index)
+
+    @jax.jit
+    def run(key, prior: Policy, posterior: Policy | None = None, cond: Any = None, widen=0.0):
+        outputs = Trajectory(P(None, DATA_AXIS), P(DATA_AXIS), None, P(None, DATA_AXIS), P(None, DATA_AXIS))
+        if posterior is None:
+            outputs = outputs._replace(log_ratio=None)
+        if cond is None:
+            outputs = outputs._replace(cond=None)
+        return jax.shard_map(shard, mesh=mesh, in_specs=(P(), P(), P(), P(DATA_AXIS), P()), out_specs=outputs)(
+            key, prior, posterior, cond, jnp.asarray(widen, jnp.float32)
+        )
+
+    return run

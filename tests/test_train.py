@@ -1,0 +1,142 @@
+"""Sharded = unsharded, on 8 forced CPU devices; training reaches the closed-form log Z."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracles import LinearGaussian
+
+import rtbjax
+from rtbjax.sharding import data_mesh
+from rtbjax.train import TrainState, init_state, make_rollout, make_update, optimizer
+from rtbjax.types import Policy
+
+CHAIN = LinearGaussian(num_steps=5)
+
+
+def conditional_log_z(params, cond):
+    return params["scale"] * cond[:, 0] + params["offset"]
+
+
+LOG_Z = {
+    "vargrad": ("vargrad", {}),
+    "learned": ("learned", {"log_z": jnp.float32(0.4)}),
+    "conditional": (conditional_log_z, {"log_z": {"scale": jnp.float32(0.2), "offset": jnp.float32(0.1)}}),
+}
+
+
+def batch(key, mesh):
+    posterior = Policy({"shift": jax.random.normal(key, (5, 2))}, CHAIN.shifted_apply)
+    run = make_rollout(CHAIN.process, (16, 2), mesh)
+    cond = jnp.arange(16, dtype=jnp.float32)[:, None]
+    paths = run(key, CHAIN.prior, posterior, cond, widen=0.2)
+    return posterior.params, paths._replace(log_reward=CHAIN.log_reward(paths.xs[-1]))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_paths_do_not_depend_on_the_number_of_devices(key, devices):
+    _, paths = batch(key, data_mesh(devices))
+    posterior = Policy({"shift": jax.random.normal(key, (5, 2))}, CHAIN.shifted_apply)
+    plain = rtbjax.rollout(
+        key, CHAIN.process, CHAIN.prior, posterior, shape=(16, 2), cond=paths.cond, widen=jnp.float32(0.2)
+    )
+    np.testing.assert_allclose(paths.xs, plain.xs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(paths.log_ratio, plain.log_ratio, rtol=1e-4, atol=1e-5)
+    assert len(paths.xs.sharding.device_set) == devices
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["log_ratio given", "log_ratio recomputed"])
+@pytest.mark.parametrize("group", [None, 4, "ids"])
+@pytest.mark.parametrize("name", LOG_Z)
+def test_sharded_gradient_is_unsharded(key, name, group, given):
+    """With plain SGD: Adam would hide a gradient that is wrong by the device count."""
+    if name != "vargrad" and group is not None:
+        return
+    log_z, extra = LOG_Z[name]
+    results = {}
+    for devices in (1, 2, 8):
+        policy, paths = batch(key, data_mesh(devices))
+        if not given:
+            paths = paths._replace(log_ratio=None)
+        params = {"policy": policy, **extra}
+        # Ids of groups that span shards; they travel with the paths as part of the condition.
+        cond = {"c": paths.cond, "id": jnp.arange(16, dtype=jnp.int32) % 3}
+        paths = paths._replace(cond=cond)
+
+        def objective(params, trajectory, *, key, axis_name):
+            ids = trajectory.cond["id"]
+            return rtbjax.loss(
+                params,
+                trajectory._replace(cond=trajectory.cond["c"]),
+                process=CHAIN.process,
+                apply_fn=CHAIN.shifted_apply,
+                log_z=log_z,
+                group=ids if group == "ids" else group,
+                grad_steps=3,
+                key=key,
+                axis_name=axis_name,
+            )
+
+        update = make_update(objective, optax.sgd(1.0), data_mesh(devices))
+        state, info = update(init_state(jax.tree.map(jnp.array, params), optax.sgd(1.0)), paths, key)
+        results[devices] = jax.device_get((state.params, info))
+    for devices in (2, 8):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), results[devices], results[1])
+    moved = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), results[1][0], params)
+    assert all(change > 1e-3 for change in jax.tree.leaves(moved))
+
+
+def test_batch_that_does_not_divide_names_the_nearest_sizes():
+    with pytest.raises(ValueError, match="12 does not divide over 8 devices.*8 and 16"):
+        make_rollout(CHAIN.process, (12, 2), data_mesh(8))
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(ValueError, match="1..8"):
+        data_mesh(9)
+
+
+@pytest.mark.parametrize("name", ["vargrad", "learned"])
+def test_training_from_the_prior_reaches_the_closed_form(key, name):
+    chain = LinearGaussian(num_steps=8)
+    log_z, _ = LOG_Z[name]
+    params = {"policy": chain.zero_shift} | ({"log_z": jnp.float32(0.0)} if name == "learned" else {})
+    opt = optimizer(optax.cosine_decay_schedule(0.1, 300), 0.1)
+    mesh = data_mesh(1)
+    objective = partial(_without_key, process=chain.process, apply_fn=chain.shifted_apply, log_z=log_z)
+    update, run = make_update(objective, opt, mesh), make_rollout(chain.process, (128, 2), mesh)
+    state = init_state(params, opt)
+    for step in range(300):
+        posterior = Policy(state.params["policy"], chain.shifted_apply)
+        paths = run(jax.random.fold_in(key, step), chain.prior, posterior)
+        paths = paths._replace(log_reward=chain.log_reward(paths.xs[-1]))
+        state, info = update(state, paths, key)
+    np.testing.assert_allclose(info.log_z, chain.log_z, atol=0.02)
+    np.testing.assert_allclose(info.elbo, chain.log_z, atol=0.02)
+    assert info.ess > 0.99
+    np.testing.assert_allclose(state.params["policy"]["shift"], chain.exact_shift["shift"], atol=0.25)
+
+
+def _without_key(params, trajectory, *, key, **arguments):
+    return rtbjax.loss(params, trajectory, **arguments)
+
+
+def test_update_compiles_once(key):
+    _, paths = batch(key, data_mesh(2))
+    traces = []
+
+    def objective(params, trajectory, *, key, axis_name):
+        traces.append(1)
+        return rtbjax.loss(params, trajectory, process=CHAIN.process, apply_fn=CHAIN.shifted_apply, axis_name=axis_name)
+
+    update = make_update(objective, optax.adam(1e-3), data_mesh(2))
+    state = init_state({"policy": {"shift": jnp.zeros((5, 2))}}, optax.adam(1e-3))
+    state, _ = update(state, paths, key)
+    first = len(traces)
+    for _ in range(3):
+        state, _ = update(state, paths, key)
+    assert len(traces) == first
+    assert isinstance(state, TrainState) and state.step == 4

@@ -20,6 +20,7 @@ def paths(
     key: jax.Array,
     domain: Domain,
     posterior: Policy | None,
+    *,
     count: int,
     batch: int,
     beta: float,

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
@@ -63,12 +62,12 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Co
     found = checkpoints.restore(blank)
     if found is None:
         first, before = 0, 0.0
-        with tqdm(total=1, desc="gathering exact paths", unit="path") as bar:
-            buffers = source.init(jax.random.fold_in(key, 0xACCE), _progress(bar))
+        with tqdm(total=config.behaviour.warm_accepted, desc="gathering exact paths", unit="path") as bar:
+            buffers = source.init(jax.random.fold_in(key, 0xACCE), bar)
     else:
         first, saved = found
         state, buffers, before = saved["state"], saved["buffers"], float(saved["seconds"])
-        logging.info("Resuming %s at step %d of %d.", workdir, first, settings.steps)
+        print(f"Resuming {workdir} at step {first} of {settings.steps}.")
 
     def spent() -> float:
         return before + time.monotonic() - started
@@ -116,11 +115,3 @@ def restore(config: ConfigDict, domain: Domain, workdir: Path) -> tuple[Policy, 
         raise CheckpointError(f"{workdir} has no final_params.safetensors: train it first (--mode=train).")
     params: Any = weights.load(path, objectives.initial_params(config, domain))
     return Policy(params["policy"], domain.posterior.apply_fn), float("nan")
-
-
-def _progress(bar: tqdm):
-    def show(have: int, wanted: int) -> None:
-        bar.total = wanted
-        bar.update(have - bar.n)
-
-    return show

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
+from tqdm.auto import tqdm
 
 from experiments.domains.base import Domain
 from rtbjax import Policy, Trajectory, behaviour, replay, rescore, rewards
@@ -32,12 +33,12 @@ class Buffers(NamedTuple):
 class Proposal(NamedTuple):
     """Attributes:
     blank: empty buffers.
-    init: ``(key, progress) -> Buffers``, gathers what must be there before the first step.
+    init: ``(key, progress bar) -> Buffers``, gathers what must be there before the first step.
     propose: ``(key, step, params, buffers) -> (Trajectory, Buffers)``.
     """
 
     blank: Callable[[], Buffers]
-    init: Callable[[Array, Callable[[int, int], None]], Buffers]
+    init: Callable[[Array, tqdm], Buffers]
     propose: Callable[[Array, int, Any, Buffers], tuple[Trajectory, Buffers]]
 
 
@@ -127,12 +128,12 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
             visited=replay.init(end, settings.capacity) if paths["replay"] else None,
         )
 
-    def init(key: Array, progress: Callable[[int, int], None]) -> Buffers:
+    def init(key: Array, bar: tqdm) -> Buffers:
         accepted, visited = blank()
         if uses_accepted:
             wanted, drawn = min(settings.warm_accepted, settings.capacity), 0
             while (have := int(accepted.added)) < max(wanted, 1):
-                progress(have, wanted)
+                bar.update(have - bar.n)
                 if drawn >= 1000 * gather_size and have == 0:
                     raise ValueError(
                         f"None of {drawn} prior paths was accepted: r is too rare under the prior for "
@@ -142,7 +143,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
                 trajectory = rewarded(roll_gather(roll_key, prior))
                 accepted = keep_accepted(accept_key, accepted, trajectory)
                 drawn += gather_size
-            progress(wanted, wanted)
+            bar.update(wanted - bar.n)
         return Buffers(accepted, visited)
 
     def propose(key: Array, step: int, params: Any, buffers: Buffers) -> tuple[Trajectory, Buffers]:

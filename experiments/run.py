@@ -61,6 +61,7 @@ def run(_argv) -> None:
 
 
 def main(argv) -> None:
+    logging.set_verbosity(logging.WARNING)  # Checkpointing narrates itself at INFO.
     try:
         run(argv)
     except USER_ERRORS as error:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from experiments import objectives, proposal, records, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
-from rtbjax import Policy, train
+from rtbjax import Policy, Trajectory, certificate, train
 
 
 class CompileClock:
@@ -72,6 +72,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Co
     def spent() -> float:
         return before + time.monotonic() - started
 
+    on_policy = proposal.counts(config)["on_policy"]
     metrics = records.Metrics(workdir / "metrics.jsonl", first)
     with tqdm(total=settings.steps, initial=first, desc=domain.name, unit="step") as bar:
         for step in range(first, settings.steps):
@@ -83,13 +84,10 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Co
                 jax.block_until_ready(state)
                 tqdm.write(f"First step after {spent() - before:.1f} s, {clock.seconds:.1f} s of them compiling.")
             if done % config.log.every == 0 or done == settings.steps:
-                values = {name: float(value) for name, value in info._asdict().items()}
-                values["log_reward"] = float(np.mean(trajectory.log_reward))
+                values = summarise(info, trajectory, on_policy)
                 metrics.write(done, values | {"seconds": round(spent(), 3)})
-                bar.set_postfix(
-                    {"loss": f"{values['loss']:.3g}", "log Z": f"{values['log_z']:.3f}", "ESS": f"{values['ess']:.2f}"},
-                    refresh=False,
-                )
+                shown = {"loss": "loss", "log Z": "log_z", "ELBO": "elbo", "ESS": "ess"}
+                bar.set_postfix({k: f"{values[v]:.3g}" for k, v in shown.items() if v in values}, refresh=False)
                 if not np.isfinite(values["loss"]):
                     raise FloatingPointError(
                         f"The loss is {values['loss']} at step {done}; the last good state is in {workdir}/checkpoints."
@@ -101,6 +99,17 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Co
     checkpoints.close()
     weights.save(workdir / "final_params.safetensors", state.params, {"domain": domain.name, "steps": settings.steps})
     return Policy(state.params["policy"], domain.posterior.apply_fn), spent()
+
+
+def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int) -> dict[str, float]:
+    """A step in numbers. ELBO, ESS and log r are of its on-policy paths, which come first in a batch."""
+    gap = np.asarray(info.gap)[:on_policy]
+    values = {name: float(getattr(info, name)) for name in ("loss", "log_z", "residual", "grad_norm")}
+    if on_policy:
+        values["elbo"] = float(gap.mean())
+        values["ess"] = certificate.effective_sample_size(gap)
+        values["log_reward"] = float(np.mean(np.asarray(trajectory.log_reward)[:on_policy]))
+    return values
 
 
 def restore(config: ConfigDict, domain: Domain, workdir: Path) -> tuple[Policy, float]:

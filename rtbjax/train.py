@@ -32,23 +32,22 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a human wants to know about an update; scalars, over the whole batch.
+    """What a human wants to know about an update, over the whole batch.
 
     Attributes:
-      loss: the objective.
-      log_z: mean of what the gaps were balanced against.
-      elbo: mean gap; a lower bound of log Z where the paths are the posterior's own.
-      ess: effective sample size of the paths' weights, as a fraction.
-      residual: root mean square of ``log_z - gap``, in nats.
-      grad_norm: of the policy's gradient, before clipping.
+      loss: the objective, ``f32[]``.
+      log_z: mean of what the gaps were balanced against, ``f32[]``.
+      residual: root mean square of ``log_z - gap`` in nats, ``f32[]``.
+      grad_norm: of the policy's gradient before clipping, ``f32[]``.
+      gap: of each path, ``f32[B]``. Of the posterior's own paths they are log importance weights: their mean bounds log
+        Z from below, their effective sample size says how even they are.
     """
 
     loss: Float[Array, ""]
     log_z: Float[Array, ""]
-    elbo: Float[Array, ""]
-    ess: Float[Array, ""]
     residual: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    gap: Float[Array, " B"]
 
 
 class Objective(Protocol):
@@ -113,11 +112,9 @@ def make_update(
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        gap = info.gap
-        ess = jnp.exp(2 * jax.nn.logsumexp(gap) - jax.nn.logsumexp(2 * gap)) / gap.shape[0]
-        residual = jnp.sqrt(jnp.mean((info.log_z - gap) ** 2))
+        residual = jnp.sqrt(jnp.mean((info.log_z - info.gap) ** 2))
         norm = optax.tree.norm(gradient["policy"])
-        step_info = StepInfo(loss, jnp.mean(info.log_z), jnp.mean(gap), ess, residual, norm)
+        step_info = StepInfo(loss, jnp.mean(info.log_z), residual, norm, info.gap)
         return TrainState(state.step + 1, params, opt_state), step_info
 
     def update(state: TrainState, trajectory: Trajectory, key: PRNGKey) -> tuple[TrainState, StepInfo]:

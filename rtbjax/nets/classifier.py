@@ -9,7 +9,7 @@ distance needs a covariance that a few hundred samples determine.
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float
 
 
 class Classifier(nn.Module):
@@ -30,26 +30,12 @@ class Classifier(nn.Module):
         self.hidden = nn.Dense(self.num_features)
         self.head = nn.Dense(self.num_classes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Unnormalised log-probabilities.
-
-        Args:
-          x: f32[B, H, W, C], images in [-1, 1].
-
-        Returns:
-          f32[B, K] logits.
-        """
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+        """Logits of images in [-1, 1]."""
         return self.head(self.features(x))
 
-    def features(self, x: jax.Array) -> jax.Array:
-        """Penultimate activations, `apply(variables, x, method="features")`.
-
-        Args:
-          x: f32[B, H, W, C], images in [-1, 1].
-
-        Returns:
-          f32[B, F], non-negative.
-        """
+    def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+        """Penultimate activations, non-negative: ``apply(variables, x, method="features")``."""
         for conv in self.convs:
             x = nn.max_pool(nn.relu(conv(x)), (2, 2), strides=(2, 2))
         return nn.relu(self.hidden(x.reshape(x.shape[0], -1)))

@@ -12,8 +12,8 @@ Shapes: B batch, [H, W, C] image, D embedding width.
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 _MAX_PERIOD = 10_000.0
 
@@ -40,16 +40,15 @@ class UNet(nn.Module):
     num_classes: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-        """Denoiser output.
+    def __call__(
+        self, x: Float[Array, "B H W C"], t: Float[Array, "*B"], cond: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B H W C"]:
+        """Denoiser output, zero at initialisation.
 
         Args:
-          x: f32[B, H, W, C].
-          t: f32[] or f32[B], training timestep index in [0, 999]. A scalar is embedded once.
-          cond: int32[B] labels, or None.
-
-        Returns:
-          f32[B, H, W, C]; zero at initialisation.
+          x: noisy images.
+          t: training timestep index in [0, 999]; a scalar is embedded once, not per sample.
+          cond: labels, or None.
         """
         lowest = len(self.channels) - 1
         factor = self.patch * 2**lowest
@@ -77,8 +76,8 @@ class UNet(nn.Module):
         h = nn.Conv(pixels, (3, 3), kernel_init=nn.initializers.zeros, name="head")(h)
         return _depth_to_space(h, self.patch)
 
-    def _embed(self, batch: int, t: jax.Array, cond: jax.Array | None) -> jax.Array:
-        """f32[1, D] for a scalar t without labels, else f32[B, D]."""
+    def _embed(self, batch: int, t: Float[Array, "*B"], cond: Int[Array, " B"] | None) -> Float[Array, "N D"]:
+        """N is 1 for a scalar t without labels, else B."""
         if t.ndim > 1:
             raise ValueError(f"t must be a scalar or one value per sample, got shape {t.shape}.")
         if cond is not None and self.num_classes is None:
@@ -99,8 +98,8 @@ class ResidualBlock(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, h: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Shape of h kept, f32[B, H, W, width]; embedding f32[1 or B, D]."""
+    def __call__(self, h: Float[Array, "B H W F"], embedding: Float[Array, "N D"]) -> Float[Array, "B H W F"]:
+        """N is 1 or B; F is ``width``."""
         film = nn.Dense(2 * self.width, name="film")(embedding)
         scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
         r = nn.Conv(self.width, (3, 3), name="conv_in")(nn.silu(nn.RMSNorm(name="norm_in")(h)))
@@ -115,8 +114,8 @@ class Attention(nn.Module):
     num_heads: int
 
     @nn.compact
-    def __call__(self, h: jax.Array) -> jax.Array:
-        """Shape of h kept, f32[B, H, W, width]."""
+    def __call__(self, h: Float[Array, "B H W F"]) -> Float[Array, "B H W F"]:
+        """F must divide by ``num_heads``."""
         batch, rows, cols, width = h.shape
         tokens = nn.RMSNorm(name="norm")(h).reshape(batch, rows * cols, width)
         heads = (batch, rows * cols, self.num_heads, width // self.num_heads)
@@ -126,29 +125,21 @@ class Attention(nn.Module):
         return h + out(mixed.reshape(tokens.shape)).reshape(h.shape)
 
 
-def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
-    """Sines and cosines of geometrically spaced frequencies (Ho et al., 2020, arXiv:2006.11239).
-
-    Args:
-      t: f32[N].
-      dim: even embedding width.
-
-    Returns:
-      f32[N, dim].
-    """
+def timestep_embedding(t: Float[Array, " N"], dim: int) -> Float[Array, "N {dim}"]:
+    """Sines and cosines of geometrically spaced frequencies (Ho et al. 2020); ``dim`` is even."""
     decay = jnp.exp(-jnp.log(_MAX_PERIOD) / (dim // 2) * jnp.arange(dim // 2, dtype=t.dtype))
     angles = t[:, None] * decay[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def _space_to_depth(h: jax.Array, side: int) -> jax.Array:
+def _space_to_depth(h: Array, side: int) -> Array:
     batch, rows, cols, width = h.shape
     h = h.reshape(batch, rows // side, side, cols // side, side, width)
     h = h.transpose(0, 1, 3, 2, 4, 5)
     return h.reshape(batch, rows // side, cols // side, side * side * width)
 
 
-def _depth_to_space(h: jax.Array, side: int) -> jax.Array:
+def _depth_to_space(h: Array, side: int) -> Array:
     batch, rows, cols, width = h.shape
     h = h.reshape(batch, rows, cols, side, side, width // (side * side))
     h = h.transpose(0, 1, 3, 2, 4, 5)

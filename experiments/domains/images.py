@@ -1,0 +1,182 @@
+"""Classifier-guided images: p(x) p(class | x), the prior a small U-Net the project trains (paper, sec. 3.1)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import weights
+from experiments.domains.base import Domain
+from experiments.plots import plt
+from experiments.settings import ConfigError, one_of
+from rtbjax import Policy, posterior, schedules
+from rtbjax.metrics.distances import diversity, frechet
+from rtbjax.nets.classifier import Classifier
+from rtbjax.nets.unet import UNet
+from rtbjax.process import vp
+
+SHAPE = (28, 28, 1)
+GROUPS = {"even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
+
+
+def classes(label: str) -> tuple[int, ...]:
+    """The classes a ``reward.label`` stands for.
+
+    Raises:
+      ConfigError: neither 0..9 nor even or odd.
+    """
+    if label in GROUPS:
+        return GROUPS[label]
+    if label not in map(str, range(10)):
+        raise ConfigError(f"config.reward.label must be 0..9, 'even' or 'odd', got {label!r}.")
+    return (int(label),)
+
+
+def unet(config: ConfigDict) -> UNet:
+    return UNet(**config.prior.network)
+
+
+def abstract_params(module, *inputs):
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+def load_unet(config: ConfigDict):
+    net = unet(config)
+    like = abstract_params(net, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))
+    return net, weights.load(weights.locate(config.prior.weights), like)
+
+
+def load_classifier(config: ConfigDict):
+    net = Classifier()
+    like = abstract_params(net, jnp.zeros((1, *SHAPE)))
+    return net, weights.load(weights.locate(config.reward.weights), like)
+
+
+def make_process(config: ConfigDict):
+    p = config.process
+    schedule = schedules.respace(schedules.cosine_alpha_bar(), p.num_steps, p.spacing)
+    return vp.ddpm(
+        schedule, prediction="v_prediction", variance=p.variance, clip_x0=p.clip_x0 or None, min_std=p.min_std
+    )
+
+
+def make_log_reward(net, params, label: str):
+    """``max over the label's classes of log p(class | x)``, at most 0 (paper, sec. 3.1)."""
+    chosen = np.array(classes(label))
+
+    def log_reward(x, cond=None):
+        return jnp.max(jax.nn.log_softmax(net.apply({"params": params}, x))[:, chosen], axis=-1)
+
+    return log_reward
+
+
+def build(config: ConfigDict) -> Domain:
+    """The domain of a config.
+
+    Raises:
+      ConfigError: an unknown label or parametrisation.
+      WeightsError: the prior's or the classifier's weights cannot be read.
+    """
+    one_of(config, "posterior.kind", ("full", "lora"))
+    net, params = load_unet(config)
+    classifier, classifier_params = load_classifier(config)
+    prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
+    log_reward = make_log_reward(classifier, classifier_params, config.reward.label)
+    key = jax.random.fold_in(jax.random.key(config.seed), 0x105A)
+    if config.posterior.kind == "full":
+        learner = posterior.full_copy(prior)
+    else:
+        learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
+    if config.posterior.langevin:
+        learner = langevin(learner, log_reward)
+    if config.posterior.learn_variance:
+        steps = config.process.num_steps
+        table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
+        times = make_process(config).time(jnp.arange(steps))
+
+        def head(table, x, t, cond):
+            return table["log_std"][jnp.argmin(jnp.abs(times - t))][None]
+
+        learner = posterior.learned_std(learner, table, head)
+    trained_on = weights.metadata(weights.locate(config.prior.weights)).get("trained_on", "unknown")
+    return Domain(
+        name="images",
+        data_source=f"prior trained on {trained_on}",
+        process=make_process(config),
+        event_shape=SHAPE,
+        prior=prior,
+        posterior=learner,
+        log_reward=jax.jit(log_reward),
+        log_bound=0.0,
+        fingerprint=weights.fingerprint(
+            params, classifier_params, config.process.to_dict(), list(classes(config.reward.label))
+        ),
+        evaluate=make_evaluate(classifier, classifier_params, log_reward, config.reward.label),
+        plot=plot,
+    )
+
+
+def langevin(learner: Policy, log_reward) -> Policy:
+    """Adds the classifier's gradient at the network's own estimate of x0, times a learned scale per time."""
+    alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
+    knots = jnp.linspace(0.0, 999.0, 21)
+
+    def estimate(output, x, t):
+        a = alpha_bar[t.astype(jnp.int32)]
+        return jnp.sqrt(a) * x - jnp.sqrt(1.0 - a) * output
+
+    def scale(params, t):
+        return jnp.interp(t, knots, params["scale"])
+
+    return posterior.langevin(learner, {"scale": jnp.zeros(21)}, scale, log_reward, clip=1.0, estimate=estimate)
+
+
+def make_evaluate(net, params, log_reward, label):
+    features = jax.jit(lambda x: net.apply({"params": params}, x, method="features"))
+    log_r = jax.jit(log_reward)
+    predict = jax.jit(lambda x: jnp.argmax(net.apply({"params": params}, x), axis=-1))
+    chosen = classes(label)
+
+    def in_batches(fn, x, size=1000):
+        return np.concatenate([np.asarray(fn(x[i : i + size])) for i in range(0, len(x), size)])
+
+    def evaluate(samples):
+        """Each set against the exact one, in the classifier's features."""
+        exact = in_batches(features, samples["exact"])
+        compared = {"prior": samples["prior"], "rtb": samples["rtb"], "exact": samples["exact_again"]}
+        metrics = {}
+        for name, x in compared.items():
+            # Equal sizes: a Fréchet distance grows as samples get fewer.
+            x = x[: len(exact)]
+            f = in_batches(features, x)
+            metrics[name] = {
+                "log_reward": float(in_batches(log_r, x).mean()),
+                "diversity": diversity(f),
+                "frechet_to_exact": frechet(f, exact),
+                "accuracy": float(np.isin(in_batches(predict, x), chosen).mean()),
+            }
+        return metrics
+
+    return evaluate
+
+
+def plot(workdir: Path, samples):
+    """Grids of the first samples of each set, side by side."""
+    titles = {"prior": "prior", "rtb": "RTB posterior", "exact": "exact posterior"}
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.8), layout="constrained")
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        axis.imshow(grid(samples[name][:100]), cmap="gray", vmin=-1, vmax=1)
+        axis.set_title(title)
+        axis.axis("off")
+    figure.savefig(workdir / "samples.png", dpi=110)
+    plt.close(figure)
+
+
+def grid(x, columns=10):
+    """``[N, H, W, C]`` to one image of rows of ``columns``, padded with black."""
+    rows = -(-len(x) // columns)
+    x = np.concatenate([x, np.full((rows * columns - len(x), *x.shape[1:]), -1.0, x.dtype)])
+    h, w, c = x.shape[1:]
+    return x.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)

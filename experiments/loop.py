@@ -98,7 +98,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Co
     metrics.close()
     checkpoints.close()
     weights.save(workdir / "final_params.safetensors", state.params, {"domain": domain.name, "steps": settings.steps})
-    return Policy(state.params["policy"], domain.posterior.apply_fn), spent()
+    return domain.posterior.replace(params=state.params["policy"]), spent()
 
 
 def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int) -> dict[str, float]:
@@ -123,4 +123,4 @@ def restore(config: ConfigDict, domain: Domain, workdir: Path) -> tuple[Policy, 
     if not path.exists():
         raise CheckpointError(f"{workdir} has no final_params.safetensors: train it first (--mode=train).")
     params: Any = weights.load(path, objectives.initial_params(config, domain))
-    return Policy(params["policy"], domain.posterior.apply_fn), float("nan")
+    return domain.posterior.replace(params=params["policy"]), float("nan")

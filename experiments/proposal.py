@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from experiments.domains.base import Domain
-from rtbjax import Policy, Trajectory, behaviour, replay, rescore, rewards
+from rtbjax import Trajectory, behaviour, replay, rescore, rewards, rollout
 from rtbjax.train import make_rollout
 
 MIN_PRIOR_PATHS = 256  # Per rollout while gathering accepted paths before the first step.
@@ -40,6 +40,11 @@ class Proposal(NamedTuple):
     blank: Callable[[], Buffers]
     init: Callable[[Array, tqdm], Buffers]
     propose: Callable[[Array, int, Any, Buffers], tuple[Trajectory, Buffers]]
+
+
+def time_and_batch(x: Array) -> Array:
+    """Swaps the leading two axes: a path in a trajectory is time-major, in a buffer it is an item."""
+    return jnp.swapaxes(x, 0, 1)
 
 
 def counts(config: ConfigDict) -> dict[str, int]:
@@ -72,7 +77,8 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
     uses_accepted = paths["accepted"] or paths["noised"]
     if uses_accepted and domain.log_bound is None:
         raise ValueError("behaviour.accepted and behaviour.noised need a reward with a declared bound; this has none.")
-    process, prior, apply_fn = domain.process, domain.prior, domain.posterior.apply_fn
+    process, prior, posterior = domain.process, domain.prior, domain.posterior
+    look = posterior.look
     width = widening(config)
 
     def roller(size):
@@ -91,9 +97,10 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
     def keep_accepted(key, buffer, trajectory):
         keep = behaviour.accept(key, trajectory.log_reward, domain.log_bound, beta=beta)
         items = {
-            "xs": jnp.swapaxes(trajectory.xs, 0, 1),
+            "xs": time_and_batch(trajectory.xs),
             "log_prior": trajectory.log_prior.T,
             "log_reward": trajectory.log_reward,
+            "features": jax.tree.map(time_and_batch, trajectory.features),
         }
         return replay.add(buffer, items, keep)
 
@@ -107,21 +114,30 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
     def from_accepted(key, params, buffer):
         items = replay.sample(key, buffer, paths["accepted"])
         trajectory = Trajectory(
-            jnp.swapaxes(items["xs"], 0, 1), None, items["log_reward"], jnp.swapaxes(items["log_prior"], 0, 1)
+            xs=time_and_batch(items["xs"]),
+            cond=None,
+            log_reward=items["log_reward"],
+            log_prior=time_and_batch(items["log_prior"]),
+            features=jax.tree.map(time_and_batch, items["features"]),
         )
-        return rescore(process, Policy(params, apply_fn), trajectory)
+        return rescore(process, posterior.replace(params=params), trajectory)
 
     @jax.jit
     def renoised(key, params, x0, log_reward):
-        return behaviour.renoise(key, process, prior, Policy(params, apply_fn), x0, log_reward)
+        return behaviour.renoise(key, process, prior, posterior.replace(params=params), x0, log_reward)
 
     def blank() -> Buffers:
         number = jax.ShapeDtypeStruct((), jnp.float32)
+        one = jax.eval_shape(
+            lambda key: rollout(key, process, prior, shape=(1, *domain.event_shape), look=look), jax.random.key(0)
+        )
         path = {
-            "xs": jax.ShapeDtypeStruct((process.num_steps + 1, *domain.event_shape), jnp.float32),
-            "log_prior": jax.ShapeDtypeStruct((process.num_steps,), jnp.float32),
-            "log_reward": number,
+            "xs": one.xs,
+            "log_prior": one.log_prior,
+            "features": one.features,
         }
+        path = jax.tree.map(lambda a: jax.ShapeDtypeStruct((a.shape[0], *a.shape[2:]), a.dtype), path)
+        path["log_reward"] = number
         end = {"x0": jax.ShapeDtypeStruct(domain.event_shape, jnp.float32), "log_reward": number}
         return Buffers(
             accepted=replay.init(path, settings.capacity) if uses_accepted else None,
@@ -140,7 +156,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
                         "behaviour.accepted; use other behaviours."
                     )
                 roll_key, accept_key = jax.random.split(jax.random.fold_in(key, drawn))
-                trajectory = rewarded(roll_gather(roll_key, prior))
+                trajectory = rewarded(roll_gather(roll_key, prior, look=look))
                 accepted = keep_accepted(accept_key, accepted, trajectory)
                 drawn += gather_size
             bar.update(wanted - bar.n)
@@ -154,18 +170,18 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
                 strict=True,
             )
         )
-        posterior = Policy(params, apply_fn)
+        current = posterior.replace(params=params)
         accepted, visited = buffers
         parts = []
         if roll["on_policy"]:
-            on_policy = rewarded(roll["on_policy"](keys["on_policy"], prior, posterior, widen=float(width(step))))
+            on_policy = rewarded(roll["on_policy"](keys["on_policy"], prior, current, widen=float(width(step))))
             parts.append(on_policy)
             if paths["replay"]:
                 visited = keep_visited(visited, on_policy)
         if roll["prior"]:
-            parts.append(rescored(params, rewarded(roll["prior"](keys["prior"], prior))))
+            parts.append(rescored(params, rewarded(roll["prior"](keys["prior"], prior, look=look))))
         if uses_accepted and roll_fresh:
-            accepted = keep_accepted(keys["accept"], accepted, rewarded(roll_fresh(keys["fresh"], prior)))
+            accepted = keep_accepted(keys["accept"], accepted, rewarded(roll_fresh(keys["fresh"], prior, look=look)))
         if paths["accepted"]:
             parts.append(from_accepted(keys["accepted"], params, accepted))
         if paths["noised"]:
@@ -176,6 +192,6 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
             parts.append(renoised(keys["replay"], params, ends["x0"], ends["log_reward"]))
         return parts[0] if len(parts) == 1 else mix(*parts), Buffers(accepted, visited)
 
-    rescored = jax.jit(lambda params, trajectory: rescore(process, Policy(params, apply_fn), trajectory))
+    rescored = jax.jit(lambda params, trajectory: rescore(process, posterior.replace(params=params), trajectory))
     mix = jax.jit(behaviour.mix)
     return Proposal(blank, init, propose)

@@ -76,4 +76,5 @@ def mix(*trajectories: Trajectory) -> Trajectory:
         log_reward=None if first.log_reward is None else batch_major(*(t.log_reward for t in trajectories)),
         log_prior=time_major(*(t.log_prior for t in trajectories)),
         log_ratio=None if first.log_ratio is None else time_major(*(t.log_ratio for t in trajectories)),
+        features=jax.tree.map(time_major, *(t.features for t in trajectories)),
     )

@@ -77,7 +77,7 @@ def path_log_ratio(
         scale = total / grad_steps
     check_chunk(steps.shape[0], chunk)
 
-    xs, cond = trajectory.xs, trajectory.cond
+    xs, cond, features = trajectory.xs, trajectory.cond, trajectory.features
     # The gradient with respect to marked parameters is this shard's own: autodiff of the mark sums it over shards.
     policy_params = varying_like(policy_params, xs)
     if trajectory.log_ratio is None:
@@ -85,18 +85,18 @@ def path_log_ratio(
     value = jnp.sum(trajectory.log_ratio, axis=0)
 
     @jax.custom_vjp
-    def attach(params, xs, cond, steps, value):
-        del params, xs, cond, steps
+    def attach(params, paths, steps, value):
+        del params, paths, steps
         return value
 
-    def forward(params, xs, cond, steps, value):
-        return value, (params, xs, cond, steps)
+    def forward(params, paths, steps, value):
+        return value, (params, paths, steps)
 
     def backward(residuals, cotangent):
-        params, xs, cond, steps = residuals
+        params, paths, steps = residuals
 
         def weighted(params, chunk_steps):
-            log_post = log_prob(process, Policy(params, apply_fn), xs, cond, steps=chunk_steps, chunk=chunk)
+            log_post = log_prob(process, Policy(params, apply_fn), *paths, steps=chunk_steps, chunk=chunk)
             return -scale * jnp.sum(cotangent * jnp.sum(log_post, axis=0))
 
         def body(gradient, chunk_steps):
@@ -104,10 +104,10 @@ def path_log_ratio(
 
         zeros = varying_like(jax.tree.map(jnp.zeros_like, params), xs)
         gradient, _ = jax.lax.scan(body, zeros, steps.reshape(-1, chunk))
-        return gradient, None, None, None, None
+        return gradient, None, None, None
 
     attach.defvjp(forward, backward)
-    return attach(policy_params, xs, cond, steps, jax.lax.stop_gradient(value))
+    return attach(policy_params, (xs, cond, features), steps, jax.lax.stop_gradient(value))
 
 
 def loss(

@@ -34,13 +34,26 @@ def lora(key: PRNGKey, prior: Policy, rank: int, *, alpha: float | None = None, 
     return Policy(_lora.init(key, prior.params, rank, select), apply_fn)
 
 
-def correction(prior: Policy, params: PyTree, apply_fn: Callable) -> Policy:
-    """The frozen prior's output plus that of a network whose last layer starts at zero."""
+def correction(params: PyTree, apply_fn: Callable, *, look: Callable | None = None) -> Policy:
+    """The frozen prior's output plus that of a network whose last layer starts at zero.
 
-    def corrected(params, x, t, cond):
-        return _add(prior(x, t, cond), apply_fn(params, x, t, cond))
+    Args:
+      params: of the network.
+      apply_fn: ``(params, x, t, cond, seen) -> change`` of the output.
+      look: ``(prior output, x, t, cond) -> seen``, frozen: estimates of x0, gradients of log r. The prior's output if
+        None.
 
-    return Policy(params, corrected)
+    Returns:
+      A policy with ``look``: paths carry the prior's output and what was seen, and training never runs the prior.
+    """
+
+    def features(output, x, t, cond):
+        return {"output": output, "seen": output if look is None else look(output, x, t, cond)}
+
+    def corrected(params, x, t, cond, features):
+        return _add(features["output"], apply_fn(params, x, t, cond, features["seen"]))
+
+    return Policy(params, corrected, features)
 
 
 def langevin(
@@ -50,9 +63,8 @@ def langevin(
     log_reward: Callable[[Array, Any], Array],
     *,
     clip: float = 100.0,
-    estimate: Callable[[Any, Array, Array], Array] | None = None,
 ) -> Policy:
-    """Adds ``scale(t) * clip(grad log r)`` to the output of ``base`` (paper, eq. 11).
+    """Adds ``scale(t) * clip(grad log r(x))`` to the output of ``base`` (paper, eq. 11).
 
     Args:
       base: a trainable parametrisation.
@@ -60,20 +72,21 @@ def langevin(
       scale: ``(params, t) ->`` factor that broadcasts to ``[B, E*]``.
       log_reward: differentiable ``(x, cond) -> f32[B]``.
       clip: bound on every entry of the gradient (the reference's 100).
-      estimate: where the gradient is taken: None for the state itself, or ``(output, x, t) -> x0``. No gradient flows
-        through the point.
 
     Returns:
-      A policy with parameters ``{"base": ..., "scale": ...}``.
+      A policy with parameters ``{"base": ..., "scale": ...}``; the gradient travels with the path.
     """
 
-    def apply_fn(params, x, t, cond):
-        output = base.apply_fn(params["base"], x, t, cond)
-        point = jax.lax.stop_gradient(x if estimate is None else estimate(output, x, t))
-        gradient = jax.grad(lambda point: jnp.sum(log_reward(point, cond)))(point)
-        return _add(output, scale(params["scale"], t) * jnp.clip(gradient, -clip, clip))
+    def look(output, x, t, cond):
+        gradient = jax.grad(lambda x: jnp.sum(log_reward(x, cond)))(x)
+        inner = None if base.look is None else base.look(output, x, t, cond)
+        return {"gradient": jnp.clip(gradient, -clip, clip), "base": inner}
 
-    return Policy({"base": base.params, "scale": scale_params}, apply_fn)
+    def apply_fn(params, x, t, cond, features):
+        output = Policy(params["base"], base.apply_fn)(x, t, cond, features["base"])
+        return _add(output, scale(params["scale"], t) * features["gradient"])
+
+    return Policy({"base": base.params, "scale": scale_params}, apply_fn, look)
 
 
 def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array, Array, Any], Array]) -> Policy:
@@ -91,10 +104,10 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
       A policy with parameters ``{"base": ..., "log_std": ...}``.
     """
 
-    def apply_fn(params, x, t, cond):
-        return LearnedStd(base.apply_fn(params["base"], x, t, cond), head(params["log_std"], x, t, cond))
+    def apply_fn(params, x, t, cond, *features):
+        return LearnedStd(base.apply_fn(params["base"], x, t, cond, *features), head(params["log_std"], x, t, cond))
 
-    return Policy({"base": base.params, "log_std": head_params}, apply_fn)
+    return Policy({"base": base.params, "log_std": head_params}, apply_fn, base.look)
 
 
 def _add(output: Any, change: Array) -> Any:

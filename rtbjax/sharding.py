@@ -44,6 +44,7 @@ def trajectory_specs(trajectory: Trajectory) -> Trajectory:
         log_reward=None if trajectory.log_reward is None else batch_major,
         log_prior=time_major,
         log_ratio=None if trajectory.log_ratio is None else time_major,
+        features=jax.tree.map(lambda _: time_major, trajectory.features),
     )
 
 

@@ -136,7 +136,7 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
       mesh: with an axis ``data``; one over all devices if None.
 
     Returns:
-      ``f(key, prior, posterior=None, cond=None, widen=0.0) -> Trajectory``, jitted.
+      ``f(key, prior, posterior=None, cond=None, widen=0.0, look=None) -> Trajectory``, jitted.
 
     Raises:
       ValueError: B does not divide over the mesh.
@@ -145,18 +145,25 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
     check_divides(shape[0], mesh)
     local = shape[0] // mesh.shape[DATA_AXIS]
 
-    def shard(key, prior, posterior, cond, widen):
-        index = jax.lax.axis_index(DATA_AXIS) * local + jnp.arange(local)
-        return rollout(key, process, prior, posterior, shape=(local, *shape[1:]), cond=cond, widen=widen, index=index)
+    @jax.jit(static_argnames="look")
+    def run(key, prior: Policy, posterior: Policy | None = None, cond: Any = None, widen=0.0, look=None):
+        def shard(key, prior, posterior, cond, widen):
+            index = jax.lax.axis_index(DATA_AXIS) * local + jnp.arange(local)
+            block = (local, *shape[1:])
+            arguments = dict(shape=block, cond=cond, widen=widen, look=look, index=index)
+            return rollout(key, process, prior, posterior, **arguments)
 
-    @jax.jit
-    def run(key, prior: Policy, posterior: Policy | None = None, cond: Any = None, widen=0.0):
-        outputs = Trajectory(P(None, DATA_AXIS), P(DATA_AXIS), None, P(None, DATA_AXIS), P(None, DATA_AXIS))
-        if posterior is None:
-            outputs = outputs._replace(log_ratio=None)
-        if cond is None:
-            outputs = outputs._replace(cond=None)
-        return jax.shard_map(shard, mesh=mesh, in_specs=(P(), P(), P(), P(DATA_AXIS), P()), out_specs=outputs)(
+        time_major, batch_major = P(None, DATA_AXIS), P(DATA_AXIS)
+        # None stands for an absent leaf, so what is absent is left out of the specs too.
+        specs = Trajectory(
+            xs=time_major,
+            cond=None if cond is None else batch_major,
+            log_reward=None,
+            log_prior=time_major,
+            log_ratio=None if posterior is None else time_major,
+            features=None if (look if posterior is None else posterior.look) is None else time_major,
+        )
+        return jax.shard_map(shard, mesh=mesh, in_specs=(P(), P(), P(), P(DATA_AXIS), P()), out_specs=specs)(
             key, prior, posterior, cond, jnp.asarray(widen, jnp.float32)
         )
 

@@ -4,11 +4,12 @@ All are pure and meant to run under ``jax.jit``. Randomness comes from one key a
 the numbers do not depend on how a batch is laid out over devices.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax.process import Process
 from rtbjax.sharding import varying_like
@@ -33,6 +34,7 @@ def rollout(
     shape: tuple[int, ...],
     cond: Any = None,
     widen: float | Float[Array, ""] = 0.0,
+    look: Callable | None = None,
     index: Int[Array, " B"] | None = None,
 ) -> Trajectory:
     """Samples paths and scores every step as it goes.
@@ -44,6 +46,7 @@ def rollout(
       posterior: whose paths to sample; ``log_ratio`` is then exact for its present parameters.
       shape: ``(B, *E)``.
       cond: conditions with leading axis B, or None.
+      look: which features of the prior to keep with its paths (`Policy.look`); a posterior's own by default.
       widen: exploration. The sampling kernel is ``Kernel.widen(widen)``; scores are those of the kernel itself.
       index: global index of each sample, ``arange(B)`` if None.
 
@@ -59,15 +62,24 @@ def rollout(
 
     def step(carry, i):
         xs, x = carry
-        t = process.time(i)
-        law_prior = process.reverse(prior(x, t, cond), x, i)
-        law = law_prior if posterior is None else process.reverse(posterior(x, t, cond), x, i)
+        law_prior, law, features = _laws(process, prior, posterior, look, x, i, cond)
         x = law.widen(jnp.asarray(widen, jnp.float32)).sample(_fold_step(keys, i))
         log_ratio = None if posterior is None else law_prior.log_ratio(law, x)
-        return (xs.at[i + 1].set(x), x), (law_prior.log_prob(x), log_ratio)
+        return (xs.at[i + 1].set(x), x), (law_prior.log_prob(x), log_ratio, features)
 
-    (xs, _), (log_prior, log_ratio) = jax.lax.scan(step, (xs, x), jnp.arange(last))
-    return Trajectory(xs, cond, None, log_prior, log_ratio)
+    (xs, _), (log_prior, log_ratio, features) = jax.lax.scan(step, (xs, x), jnp.arange(last))
+    return Trajectory(xs, cond, None, log_prior, log_ratio, features)
+
+
+def _laws(process, prior, posterior, look, x, i, cond):
+    """The prior's law, the posterior's (the prior's again if there is none), and the features; the prior runs once."""
+    t = process.time(i)
+    output = prior(x, t, cond)
+    look = look if posterior is None else posterior.look
+    features = None if look is None else look(output, x, t, cond)
+    law_prior = process.reverse(output, x, i)
+    law = law_prior if posterior is None else process.reverse(posterior(x, t, cond, features), x, i)
+    return law_prior, law, features
 
 
 def noise(
@@ -88,25 +100,29 @@ def noise(
     return xs
 
 
-def score(process: Process, prior: Policy, xs: Array, cond: Any = None, posterior: Policy | None = None) -> Trajectory:
-    """Scores paths that came from elsewhere: fills ``log_prior`` and, given a posterior, ``log_ratio``."""
+def score(
+    process: Process,
+    prior: Policy,
+    xs: Array,
+    cond: Any = None,
+    posterior: Policy | None = None,
+    *,
+    look: Callable | None = None,
+) -> Trajectory:
+    """Scores paths that came from elsewhere: fills ``log_prior``, features and, given a posterior, ``log_ratio``."""
 
     def step(_, i):
-        x, t = xs[i], process.time(i)
-        law_prior = process.reverse(prior(x, t, cond), x, i)
-        log_prior = law_prior.log_prob(xs[i + 1])
-        if posterior is None:
-            return None, (log_prior, None)
-        law = process.reverse(posterior(x, t, cond), x, i)
-        return None, (log_prior, law_prior.log_ratio(law, xs[i + 1]))
+        law_prior, law, features = _laws(process, prior, posterior, look, xs[i], i, cond)
+        log_ratio = None if posterior is None else law_prior.log_ratio(law, xs[i + 1])
+        return None, (law_prior.log_prob(xs[i + 1]), log_ratio, features)
 
-    _, (log_prior, log_ratio) = jax.lax.scan(step, None, jnp.arange(process.num_steps))
-    return Trajectory(xs, cond, None, log_prior, log_ratio)
+    _, (log_prior, log_ratio, features) = jax.lax.scan(step, None, jnp.arange(process.num_steps))
+    return Trajectory(xs, cond, None, log_prior, log_ratio, features)
 
 
 def rescore(process: Process, posterior: Policy, trajectory: Trajectory) -> Trajectory:
     """Fills ``log_ratio`` of paths whose ``log_prior`` is known: one posterior pass, none of the prior."""
-    log_post = log_prob(process, posterior, trajectory.xs, trajectory.cond)
+    log_post = log_prob(process, posterior, trajectory.xs, trajectory.cond, trajectory.features)
     return trajectory._replace(log_ratio=trajectory.log_prior - log_post)
 
 
@@ -115,21 +131,34 @@ def log_prob(
     policy: Policy,
     xs: Array,
     cond: Any = None,
+    features: PyTree = None,
     *,
     steps: Int[Array, " S"] | None = None,
     chunk: int = 1,
 ) -> Float[Array, "S B"]:
     """log p(xs[i + 1] | xs[i]) for the given steps (all T if None), ``chunk`` of them per network call.
 
+    Args:
+      process: the chain.
+      policy: prior or posterior.
+      xs: ``[T + 1, B, E*]``.
+      cond: conditions.
+      features: ``[T, B, ...]``, for a policy that builds on the prior (`Policy.look`).
+      steps: which steps.
+      chunk: must divide their number.
+
     Raises:
-      ValueError: ``chunk`` does not divide the number of steps.
+      ValueError: ``chunk`` does not divide the number of steps, or a policy that looks at the prior got no features.
     """
+    if policy.look is not None and features is None:
+        raise ValueError("This policy builds on the prior's features, and the paths carry none: score them with look=.")
     steps = jnp.arange(process.num_steps) if steps is None else steps
     check_chunk(steps.shape[0], chunk)
 
     def one(i):
         x = xs[i]
-        return process.reverse(policy(x, process.time(i), cond), x, i).log_prob(xs[i + 1])
+        seen = jax.tree.map(lambda f: f[i], features)
+        return process.reverse(policy(x, process.time(i), cond, seen), x, i).log_prob(xs[i + 1])
 
     def body(_, chunk_steps):
         return None, jax.vmap(one)(chunk_steps)

@@ -30,13 +30,24 @@ class RewardFn(Protocol):
 
 @flax.struct.dataclass
 class Policy:
-    """A denoiser with its parameters: priors, posteriors and everything between differ in nothing else."""
+    """A denoiser with its parameters: priors, posteriors and everything between differ in nothing else.
+
+    Attributes:
+      params: what training may change.
+      apply_fn: ``(params, x, t, cond) -> output``.
+      look: for a posterior that builds on the frozen prior: ``(prior output, x, t, cond) -> features``. Its ``apply_fn``
+        then takes the features as a fifth argument. They do not depend on ``params``, so a path carries them along and
+        training never runs the prior again.
+    """
 
     params: PyTree
     apply_fn: Callable = flax.struct.field(pytree_node=False)
+    look: Callable | None = flax.struct.field(pytree_node=False, default=None)
 
-    def __call__(self, x: Array, t: Float[Array, ""], cond: Any) -> Any:
-        return self.apply_fn(self.params, x, t, cond)
+    def __call__(self, x: Array, t: Float[Array, ""], cond: Any, features: PyTree = None) -> Any:
+        """The raw output for ``x[B, E*]`` at the scalar time t."""
+        extra = () if features is None else (features,)
+        return self.apply_fn(self.params, x, t, cond, *extra)
 
 
 class LearnedStd(NamedTuple):
@@ -62,6 +73,7 @@ class Trajectory(NamedTuple):
       log_ratio: log p_prior - log p_post per step, ``f32[T, B]``, or None. Valid only for the very parameters it was
         computed with. It is stored, and not log p_post, because the difference of two kernels is exact where the
         difference of two stored totals has lost its digits (``kernels.Gaussian.log_ratio``).
+      features: ``[T, B, ...]``, what ``Policy.look`` saw at each step, or None.
     """
 
     xs: Array
@@ -69,6 +81,7 @@ class Trajectory(NamedTuple):
     log_reward: Float[Array, " B"] | None
     log_prior: Float[Array, "T B"]
     log_ratio: Float[Array, "T B"] | None = None
+    features: PyTree = None
 
 
 PRNGKey = jax.Array

@@ -79,7 +79,7 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: an unknown label or parametrisation.
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
-    one_of(config, "posterior.kind", ("full", "lora"))
+    one_of(config, "posterior.kind", ("full", "lora", "correction"))
     net, params = load_unet(config)
     classifier, classifier_params = load_classifier(config)
     prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
@@ -87,10 +87,10 @@ def build(config: ConfigDict) -> Domain:
     key = jax.random.fold_in(jax.random.key(config.seed), 0x105A)
     if config.posterior.kind == "full":
         learner = posterior.full_copy(prior)
-    else:
+    elif config.posterior.kind == "lora":
         learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
-    if config.posterior.langevin:
-        learner = langevin(learner, log_reward)
+    else:
+        learner = correction(key, config, log_reward)
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
@@ -118,19 +118,22 @@ def build(config: ConfigDict) -> Domain:
     )
 
 
-def langevin(learner: Policy, log_reward) -> Policy:
-    """Adds the classifier's gradient at the network's own estimate of x0, times a learned scale per time."""
+def correction(key, config: ConfigDict, log_reward) -> Policy:
+    """Adds a smaller U-Net to the prior's output; it sees the state, the prior's estimate of x0, and there grad log r."""
+    net = UNet(out_channels=SHAPE[-1], **config.posterior.network)
     alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
-    knots = jnp.linspace(0.0, 999.0, 21)
 
-    def estimate(output, x, t):
+    def look(output, x, t, cond):
         a = alpha_bar[t.astype(jnp.int32)]
-        return jnp.sqrt(a) * x - jnp.sqrt(1.0 - a) * output
+        x0 = jnp.sqrt(a) * x - jnp.sqrt(1.0 - a) * output
+        gradient = jax.grad(lambda x0: jnp.sum(log_reward(x0, cond)))(x0)
+        return jnp.concatenate([x0, jnp.clip(gradient, -1.0, 1.0)], axis=-1)
 
-    def scale(params, t):
-        return jnp.interp(t, knots, params["scale"])
+    def apply_fn(params, x, t, cond, seen):
+        return net.apply({"params": params}, jnp.concatenate([x, seen], axis=-1), t)
 
-    return posterior.langevin(learner, {"scale": jnp.zeros(21)}, scale, log_reward, clip=1.0, estimate=estimate)
+    params = net.init(key, jnp.zeros((1, *SHAPE[:2], 3 * SHAPE[-1])), jnp.float32(0.0))["params"]
+    return posterior.correction(params, apply_fn, look=look)
 
 
 def make_evaluate(net, params, log_reward, label):

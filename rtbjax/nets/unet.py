@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rtbjax.nets.convolution import Conv3x3
+
 _MAX_PERIOD = 10_000.0
 
 
@@ -28,6 +30,7 @@ class UNet(nn.Module):
         again on the way up.
       embed_dim: even width D of the time (and label) embedding.
       num_heads: heads of the attention at the lowest level; 0 leaves it out.
+      out_channels: channels of the output; those of the input if None.
       num_classes: number of labels, or None for a denoiser without labels. The label table has one
         row more, for the absent label.
     """
@@ -37,6 +40,7 @@ class UNet(nn.Module):
     num_blocks: Sequence[int] = (1, 1)
     embed_dim: int = 128
     num_heads: int = 4
+    out_channels: int | None = None
     num_classes: int | None = None
 
     @nn.compact
@@ -56,7 +60,7 @@ class UNet(nn.Module):
             raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
         embedding = self._embed(x.shape[0], t, cond)
 
-        h = nn.Conv(self.channels[0], (3, 3), name="stem")(_space_to_depth(x, self.patch))
+        h = Conv3x3(self.channels[0], name="stem")(_space_to_depth(x, self.patch))
         skips = []
         for level, (width, depth) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
             if level > 0:
@@ -72,8 +76,8 @@ class UNet(nn.Module):
             for block in range(self.num_blocks[level]):
                 h = ResidualBlock(width, name=f"up_{level}_{block}")(h, embedding)
         h = nn.silu(nn.RMSNorm(name="norm")(h))
-        pixels = self.patch**2 * x.shape[-1]
-        h = nn.Conv(pixels, (3, 3), kernel_init=nn.initializers.zeros, name="head")(h)
+        pixels = self.patch**2 * (self.out_channels or x.shape[-1])
+        h = Conv3x3(pixels, kernel_init=nn.initializers.zeros, name="head")(h)
         return _depth_to_space(h, self.patch)
 
     def _embed(self, batch: int, t: Float[Array, "*B"], cond: Int[Array, " B"] | None) -> Float[Array, "N D"]:
@@ -102,10 +106,10 @@ class ResidualBlock(nn.Module):
         """N is 1 or B; F is ``width``."""
         film = nn.Dense(2 * self.width, name="film")(embedding)
         scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
-        r = nn.Conv(self.width, (3, 3), name="conv_in")(nn.silu(nn.RMSNorm(name="norm_in")(h)))
+        r = Conv3x3(self.width, name="conv_in")(nn.silu(nn.RMSNorm(name="norm_in")(h)))
         r = nn.silu(nn.RMSNorm(name="norm_out")(r) * (1.0 + scale) + shift)
-        zero = nn.initializers.zeros
-        return h + nn.Conv(self.width, (3, 3), kernel_init=zero, name="conv_out")(r)
+        zeros = nn.initializers.zeros
+        return h + Conv3x3(self.width, kernel_init=zeros, name="conv_out")(r)
 
 
 class Attention(nn.Module):

@@ -35,7 +35,7 @@ class Policy:
     Attributes:
       params: what training may change.
       apply_fn: ``(params, x, t, cond) -> output``.
-      look: for a posterior that builds on the frozen prior: ``(prior output, x, t, cond) -> features``. Its ``apply_fn``
+      look: for a posterior that builds on the frozen prior: ``(prior output, x, t, cond) -> features``. ``apply_fn``
         then takes the features as a fifth argument. They do not depend on ``params``, so a path carries them along and
         training never runs the prior again.
     """

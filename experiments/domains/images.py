@@ -119,7 +119,7 @@ def build(config: ConfigDict) -> Domain:
 
 
 def correction(key, config: ConfigDict, log_reward) -> Policy:
-    """Adds a smaller U-Net to the prior's output; it sees the state, the prior's estimate of x0, and there grad log r."""
+    """Adds a smaller U-Net to the output; it sees the state, the prior's estimate of x0, and grad log r there."""
     net = UNet(out_channels=SHAPE[-1], **config.posterior.network)
     alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
 

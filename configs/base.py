@@ -46,6 +46,10 @@ def base() -> ConfigDict:
     config.posterior = ConfigDict()
     config.posterior.kind = "full"
     config.posterior.learn_variance = False
+    config.posterior.strength = 1.0  # Of classifier_guidance.
+
+    # Runs to put side by side: {name: {field: value}}, each a variation of this config.
+    config.compare = ConfigDict()
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500

@@ -66,6 +66,17 @@ def claim(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> None:
         )
 
 
+def read_summary(workdir: Path) -> dict | None:
+    """The summary of a finished run, or None."""
+    path = workdir / "summary.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise WorkdirError(f"{path} is not readable JSON ({error}); delete it to evaluate again.") from error
+
+
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
     flat = {}

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from experiments import evaluate, loop, records, settings
+from experiments import compare, evaluate, exact, loop, records, settings
 from rtbjax.rewards import RewardError
 from rtbjax.sharding import data_mesh
 
@@ -33,31 +33,48 @@ def default_workdir() -> Path:
     return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
 
 
-def run(_argv) -> None:
-    config = _CONFIG.value
-    settings.one_of(config, "domain", DOMAINS)
+def execute(config: ConfigDict, workdir: Path, mode: str = "train") -> compare.Finished:
+    """One config in one workdir: train or restore, evaluate, summarise."""
     settings.check(config)
-    if config.distributed:
-        jax.distributed.initialize()
     clock = loop.CompileClock()
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
-    module = importlib.import_module(f"experiments.domains.{config.domain}")
-    if _MODE.value == "pretrain":
-        module.pretrain(config, workdir)
-        return
-    records.claim(workdir, config.to_dict(), ignore=("eval", "log") if _MODE.value == "evaluate" else ())
+    records.claim(workdir, config.to_dict(), ignore=("eval", "log") if mode == "evaluate" else ())
     mesh = data_mesh(config.devices or None)
-    domain = module.build(config)
-    if _MODE.value == "evaluate":
+    domain = domain_module(config).build(config)
+    known = exact.posterior(config, domain, mesh)
+    summary = records.read_summary(workdir)
+    if summary is not None and mode == "train":
+        print(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
+        return compare.Finished(domain, summary, known)
+    if mode == "evaluate":
         posterior, train_seconds = loop.restore(config, domain, workdir)
     else:
         posterior, train_seconds = loop.run(config, domain, workdir, mesh, clock)
-    result = evaluate.evaluate(config, domain, posterior, workdir, mesh)
-    total = clock.since_start()
-    seconds = {"compile": clock.seconds, "train": train_seconds, "total": total}
+    result = evaluate.evaluate(config, domain, posterior, known, workdir, mesh)
+    seconds = {"compile": clock.seconds, "train": train_seconds, "total": clock.since_start()}
     summary = evaluate.summarise(config, domain, result, seconds, workdir)
-    print(evaluate.report(summary))
-    print(f"{workdir}: samples.png, summary.json, metrics.jsonl, final_params.safetensors")
+    return compare.Finished(domain, summary, known)
+
+
+def domain_module(config: ConfigDict):
+    return importlib.import_module(f"experiments.domains.{config.domain}")
+
+
+def run(_argv) -> None:
+    config = _CONFIG.value
+    settings.one_of(config, "domain", DOMAINS)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
+    if config.distributed:
+        jax.distributed.initialize()
+    if _MODE.value == "pretrain":
+        settings.check(config)
+        domain_module(config).pretrain(config, workdir)
+    elif config.compare:
+        print(compare.run(config, workdir, execute))
+        print(f"{workdir}: figure.png, comparison.md, comparison.json")
+    else:
+        done = execute(config, workdir, _MODE.value)
+        print(evaluate.report(done.summary))
+        print(f"{workdir}: samples.png, samples.npz, summary.json, metrics.jsonl, final_params.safetensors")
 
 
 def main(argv) -> None:

@@ -1,10 +1,24 @@
 """Exact posterior inference under diffusion priors, in JAX."""
 
+from rtbjax import posterior as posterior
+from rtbjax import rewards as rewards
+from rtbjax import schedules as schedules
 from rtbjax.certificate import Certificate as Certificate
 from rtbjax.certificate import certify as certify
+from rtbjax.certificate import from_prior as from_prior
 from rtbjax.objective import LossInfo as LossInfo
 from rtbjax.objective import loss as loss
 from rtbjax.process import Process as Process
+from rtbjax.process.absorbing import absorbing as absorbing
+from rtbjax.process.sde import brownian_bridge as brownian_bridge
+from rtbjax.process.sde import variance_exploding as variance_exploding
+from rtbjax.process.vp import ddim as ddim
+from rtbjax.process.vp import ddpm as ddpm
+from rtbjax.train import TrainState as TrainState
+from rtbjax.train import init_state as init_state
+from rtbjax.train import make_rollout as make_rollout
+from rtbjax.train import make_update as make_update
+from rtbjax.train import optimizer as optimizer
 from rtbjax.trajectory import log_prob as log_prob
 from rtbjax.trajectory import noise as noise
 from rtbjax.trajectory import rescore as rescore

@@ -59,9 +59,10 @@ def mix(*trajectories: Trajectory) -> Trajectory:
     """One batch out of several, in order.
 
     Raises:
-      ValueError: some have ``log_ratio`` or ``log_reward`` and others have not; `rtbjax.score` fills the former.
+      ValueError: some have ``log_ratio``, ``log_reward``, features or conditions and others have not; `rtbjax.score`
+        fills all but the reward.
     """
-    for name in ("log_reward", "log_ratio"):
+    for name in ("log_reward", "log_ratio", "features", "cond"):
         if len({getattr(t, name) is None for t in trajectories}) > 1:
             raise ValueError(f"Either all trajectories of a mixture have {name} or none has.")
 

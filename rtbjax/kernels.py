@@ -46,11 +46,11 @@ class Gaussian(NamedTuple):
     std: Array
 
     def _standardise(self, x: Array) -> Array:
-        return (x.astype(jnp.float32) - self.mean) / self.std
+        return (x.astype(jnp.float32) - self.mean.astype(jnp.float32)) / self.std
 
     def sample(self, keys: PRNGKey) -> Array:
         noise = jax.vmap(lambda k: jax.random.normal(k, self.mean.shape[1:], jnp.float32))(keys)
-        return self.mean + self.std * noise
+        return self.mean.astype(jnp.float32) + self.std * noise
 
     def log_prob(self, x: Array) -> Float[Array, " B"]:
         log_std = jnp.broadcast_to(jnp.log(self.std), self.mean.shape)
@@ -63,7 +63,7 @@ class Gaussian(NamedTuple):
         """
         z_self, z_other = self._standardise(x), other._standardise(x)
         # z_other - z_self, written so that nothing cancels when the standard deviations are equal.
-        difference = (self.mean - other.mean) / self.std + z_other * (1.0 - other.std / self.std)
+        difference = (self.mean.astype(jnp.float32) - other.mean) / self.std + z_other * (1.0 - other.std / self.std)
         log_stds = jnp.broadcast_to(jnp.log(other.std / self.std), self.mean.shape)
         return _sum_event(0.5 * difference * (z_other + z_self) + log_stds)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from rtbjax import lora as _lora
-from rtbjax.types import LearnedStd, Policy, PRNGKey
+from rtbjax.types import LearnedStd, Policy, PRNGKey, Steered
 
 
 def full_copy(prior: Policy) -> Policy:
@@ -111,6 +111,8 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
 
 
 def _add(output: Any, change: Array) -> Any:
+    if isinstance(output, Steered):
+        return output._replace(output=_add(output.output, change))
     if isinstance(output, LearnedStd):
         return output._replace(value=output.value + change)
     return output + change

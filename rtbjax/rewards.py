@@ -50,7 +50,8 @@ def evaluate(
     batch = x.shape[0]
     for attempt in range(retries + 1):
         try:
-            answer = reward(x, cond)
+            # Converted here: a JAX reward that fails may do so only when its numbers are fetched.
+            log_r = np.asarray(reward(x, cond), np.float32)
             break
         except Exception as error:
             if attempt == retries:
@@ -58,7 +59,6 @@ def evaluate(
                     f"The reward raised {type(error).__name__}: {error} ({attempt + 1} tries)."
                 ) from error
             time.sleep(retry_seconds)
-    log_r = np.asarray(answer, np.float32)
     if log_r.shape != (batch,):
         raise RewardError(f"The reward must return one log r per sample, shape ({batch},), got {log_r.shape}.")
     if log_floor is not None:

@@ -68,7 +68,7 @@ def respace(
         timesteps = np.arange(num_steps) * (num_train_steps // num_steps) + steps_offset
         timesteps = np.minimum(timesteps, num_train_steps - 1)[::-1]
     elif spacing == "trailing":
-        timesteps = np.round(np.arange(num_train_steps, 0, -num_train_steps / num_steps)).astype(int) - 1
+        timesteps = np.round(np.arange(num_steps, 0, -1) * num_train_steps / num_steps).astype(int) - 1
     else:
         raise ValueError(f"spacing must be 'leading' or 'trailing', got {spacing!r}.")
     return Respaced(timesteps, np.append(alpha_bar[timesteps], final_alpha_bar))

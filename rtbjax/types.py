@@ -62,6 +62,18 @@ class LearnedStd(NamedTuple):
     log_std: Array
 
 
+class Steered(NamedTuple):
+    """A network output with an additional score: a Gaussian step's mean moves by ``std^2 * score``.
+
+    Attributes:
+      output: an array or a `LearnedStd`.
+      score: ``[B, E*]``, in units of one over those of x.
+    """
+
+    output: Any
+    score: Array
+
+
 class Trajectory(NamedTuple):
     """A batch of paths with what is known about them.
 

@@ -27,7 +27,7 @@ class Domain:
       log_bound: declared bound on log r, or None.
       fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.
       evaluate: samples by name (``prior``, ``rtb``, and where they exist ``exact``, ``exact_again``) to metrics.
-      plot: ``(workdir, samples by name)``; writes ``samples.png``.
+      plot: ``(path, samples by title)``; writes a PNG with one panel per set.
     """
 
     name: str

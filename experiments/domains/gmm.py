@@ -13,7 +13,7 @@ from experiments.domains.base import Domain
 from experiments.plots import plt
 from experiments.pretrain import fit
 from experiments.settings import one_of
-from rtbjax import Policy
+from rtbjax import Policy, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
 from rtbjax.nets.mlp import PISNet
 from rtbjax.process.sde import brownian_bridge
@@ -73,19 +73,22 @@ def build(config: ConfigDict) -> Domain:
     Raises:
       WeightsError: the prior's weights cannot be read.
     """
-    one_of(config, "posterior.kind", ("full",))
+    one_of(config, "posterior.kind", ("full", "classifier_guidance"))
     net = network(config.prior.width)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     params = weights.load(weights.locate(config.prior.weights), _abstract_params(net))
     prior = Policy(params, prior_apply(net))
-    apply_fn = variance_apply(net) if config.posterior.learn_variance else prior.apply_fn
+    if config.posterior.kind == "classifier_guidance":
+        posterior = guidance.classifier_guidance(prior, log_reward, strength=config.posterior.strength)
+    else:
+        posterior = Policy(params, variance_apply(net) if config.posterior.learn_variance else prior.apply_fn)
     return Domain(
         name="gmm",
         data_source="samples of the 25-mode mixture",
         process=process,
         event_shape=(2,),
         prior=prior,
-        posterior=Policy(params, apply_fn),
+        posterior=posterior,
         log_reward=jax.jit(log_reward),
         log_bound=LOG_BOUND,
         fingerprint=weights.fingerprint(params, "gmm", config.process.to_dict()),
@@ -161,14 +164,18 @@ def evaluate(samples):
     }
 
 
-def plot(workdir: Path, samples):
-    """Density of each set, side by side."""
-    titles = {"prior": "prior", "rtb": "RTB posterior", "exact": "exact posterior"}
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharex=True, sharey=True, layout="constrained")
-    for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        x = samples[name]
+def plot(path: Path, panels):
+    """Density of each set, by title, at most five in a row."""
+    columns = min(len(panels), 5)
+    rows = -(-len(panels) // columns)
+    size = (3.6 * columns, 3.9 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, x) in zip(axes.flat, panels.items(), strict=False):
         axis.hist2d(x[:, 0], x[:, 1], bins=130, range=[[-13, 13]] * 2, cmap="magma", norm=PowerNorm(0.5))
         axis.set_title(title)
         axis.set_aspect("equal")
-    figure.savefig(workdir / "samples.png", dpi=110)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
     plt.close(figure)

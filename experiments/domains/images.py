@@ -165,15 +165,15 @@ def make_evaluate(net, params, log_reward, label):
     return evaluate
 
 
-def plot(workdir: Path, samples):
-    """Grids of the first samples of each set, side by side."""
-    titles = {"prior": "prior", "rtb": "RTB posterior", "exact": "exact posterior"}
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.8), layout="constrained")
-    for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        axis.imshow(grid(samples[name][:100]), cmap="gray", vmin=-1, vmax=1)
+def plot(path: Path, panels):
+    """Grids of the first hundred samples of each set, by title, side by side."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.8), squeeze=False)
+    for axis, (title, x) in zip(axes.flat, panels.items(), strict=True):
+        axis.imshow(grid(x[:100]), cmap="gray", vmin=-1, vmax=1)
         axis.set_title(title)
         axis.axis("off")
-    figure.savefig(workdir / "samples.png", dpi=110)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

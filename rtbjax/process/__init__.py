@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rtbjax.kernels import Kernel
-from rtbjax.types import LearnedStd, PRNGKey
+from rtbjax.kernels import Gaussian, Kernel
+from rtbjax.types import LearnedStd, PRNGKey, Steered
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,11 +41,21 @@ class Process:
     denoise: Callable[[Any, Array, Int[Array, ""]], Array]
 
 
-def split_output(output: Any) -> tuple[Array, Array]:
-    """The float32 value of a network output, and the factor it puts on the step's std (1 where that is not learned)."""
+def split_output(output: Any) -> tuple[Array, Array, Array]:
+    """What a Gaussian process reads in a network output: float32 value, factor on the std (1), extra score (0)."""
+    score, factor = jnp.float32(0.0), jnp.float32(1.0)
+    if isinstance(output, Steered):
+        output, score = output.output, output.score.astype(jnp.float32)
     if isinstance(output, LearnedStd):
-        return output.value.astype(jnp.float32), jnp.exp(output.log_std.astype(jnp.float32))
-    return output.astype(jnp.float32), jnp.float32(1.0)
+        output, factor = output.value, jnp.exp(output.log_std.astype(jnp.float32))
+    return output.astype(jnp.float32), factor, score
+
+
+def gaussian(output: Any, mean: Array, std: Array) -> Gaussian:
+    """The step's law: the process's own mean and std, changed by what the output says of them."""
+    _, factor, score = split_output(output)
+    std = std * factor
+    return Gaussian(mean + std**2 * score, std)
 
 
 def normal(keys: PRNGKey, event_shape: tuple[int, ...]) -> Array:

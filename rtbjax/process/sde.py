@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from rtbjax.kernels import Gaussian
-from rtbjax.process import Process, normal, split_output
+from rtbjax.process import Process, gaussian, normal, split_output
 
 
 def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_std: float = 1e-2) -> Process:
@@ -32,13 +31,12 @@ def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_s
     times = jnp.asarray(np.log(now) / 4.0, jnp.float32)
 
     def denoise(output, x, i):
-        value, _ = split_output(output)
+        value, _, _ = split_output(output)
         return value if prediction == "sample" else x - sigma[i] * value
 
     def reverse(output, x, i):
         x0 = denoise(output, x, i)
-        _, factor = split_output(output)
-        return Gaussian(x0 + shrink[i] * (x - x0), std[i] * factor)
+        return gaussian(output, x0 + shrink[i] * (x - x0), std[i])
 
     return Process(
         num_steps=len(now),
@@ -68,8 +66,7 @@ def brownian_bridge(num_steps: int = 100, diffusion: float = 5.0) -> Process:
     grid = jnp.asarray(np.arange(num_steps + 1) * dt, jnp.float32)
 
     def reverse(output, x, i):
-        drift, factor = split_output(output)
-        return Gaussian(x + dt * drift, std * factor)
+        return gaussian(output, x + dt * split_output(output)[0], std)
 
     def forward(keys, x, i, cond):
         shrink = grid[i] / grid[i + 1]

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from rtbjax.kernels import Gaussian
-from rtbjax.process import Process, normal, split_output
+from rtbjax.process import Process, gaussian, normal, split_output
 from rtbjax.schedules import Respaced
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -92,7 +91,7 @@ def _vp(
     times = table(schedule.timesteps)
 
     def denoise(output, x, i):
-        value, _ = split_output(output)
+        value, _, _ = split_output(output)
         if prediction == "epsilon":
             x0 = (x - noise[i] * value) * inverse_signal[i]
         elif prediction == "sample":
@@ -104,8 +103,7 @@ def _vp(
     def reverse(output, x, i):
         x0 = denoise(output, x, i)
         eps = (x - signal[i] * x0) / noise[i]
-        _, factor = split_output(output)
-        return Gaussian(signal[i + 1] * x0 + direction[i] * eps, step_std[i] * factor)
+        return gaussian(output, signal[i + 1] * x0 + direction[i] * eps, step_std[i])
 
     return Process(
         num_steps=len(schedule.timesteps),

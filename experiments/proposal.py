@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -12,10 +13,11 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from experiments.domains.base import Domain
-from rtbjax import Trajectory, behaviour, replay, rescore, rewards, rollout
+from rtbjax import Trajectory, behaviour, replay, rescore, rewards, rollout, score
 from rtbjax.train import make_rollout
 
 MIN_PRIOR_PATHS = 256  # Per rollout while gathering accepted paths before the first step.
+STORE_SIZE = 32  # Accepted paths stored per jitted call.
 
 
 class Buffers(NamedTuple):
@@ -94,15 +96,22 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
         return trajectory._replace(log_reward=jnp.asarray(log_reward))
 
     @jax.jit
-    def keep_accepted(key, buffer, trajectory):
-        keep = behaviour.accept(key, trajectory.log_reward, domain.log_bound, beta=beta)
-        items = {
-            "xs": time_and_batch(trajectory.xs),
-            "log_prior": trajectory.log_prior.T,
-            "log_reward": trajectory.log_reward,
-            "features": jax.tree.map(time_and_batch, trajectory.features),
-        }
+    def store(buffer, xs, log_prior, log_reward, keep):
+        # The features of the few accepted paths only: they may cost more than the path did.
+        features = None if look is None else score(process, prior, xs, look=look).features
+        items = {"xs": xs, "log_prior": log_prior, "features": features}
+        items = jax.tree.map(time_and_batch, items) | {"log_reward": log_reward}
         return replay.add(buffer, items, keep)
+
+    def keep_accepted(key, buffer, trajectory):
+        log_r = trajectory.log_reward
+        accepted = np.flatnonzero(behaviour.accept(key, log_r, domain.log_bound, beta=beta))
+        for first in range(0, len(accepted), STORE_SIZE):
+            index = accepted[first : first + STORE_SIZE]
+            keep = jnp.arange(STORE_SIZE) < len(index)
+            index = np.pad(index, (0, STORE_SIZE - len(index)))
+            buffer = store(buffer, trajectory.xs[:, index], trajectory.log_prior[:, index], log_r[index], keep)
+        return buffer
 
     @jax.jit
     def keep_visited(buffer, trajectory):
@@ -156,7 +165,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
                         "behaviour.accepted; use other behaviours."
                     )
                 roll_key, accept_key = jax.random.split(jax.random.fold_in(key, drawn))
-                trajectory = rewarded(roll_gather(roll_key, prior, look=look))
+                trajectory = rewarded(roll_gather(roll_key, prior))
                 accepted = keep_accepted(accept_key, accepted, trajectory)
                 drawn += gather_size
             bar.update(wanted - bar.n)
@@ -181,7 +190,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
         if roll["prior"]:
             parts.append(rescored(params, rewarded(roll["prior"](keys["prior"], prior, look=look))))
         if uses_accepted and roll_fresh:
-            accepted = keep_accepted(keys["accept"], accepted, rewarded(roll_fresh(keys["fresh"], prior, look=look)))
+            accepted = keep_accepted(keys["accept"], accepted, rewarded(roll_fresh(keys["fresh"], prior)))
         if paths["accepted"]:
             parts.append(from_accepted(keys["accepted"], params, accepted))
         if paths["noised"]:

@@ -63,7 +63,8 @@ class Gaussian(NamedTuple):
         """
         z_self, z_other = self._standardise(x), other._standardise(x)
         # z_other - z_self, written so that nothing cancels when the standard deviations are equal.
-        difference = (self.mean.astype(jnp.float32) - other.mean) / self.std + z_other * (1.0 - other.std / self.std)
+        means = self.mean.astype(jnp.float32) - other.mean.astype(jnp.float32)
+        difference = means / self.std + z_other * (1.0 - other.std / self.std)
         log_stds = jnp.broadcast_to(jnp.log(other.std / self.std), self.mean.shape)
         return _sum_event(0.5 * difference * (z_other + z_self) + log_stds)
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from rtbjax.nets.convolution import Conv
+
 
 class Classifier(nn.Module):
     """Class logits of small images in [-1, 1].
@@ -26,7 +28,7 @@ class Classifier(nn.Module):
     num_features: int = 64
 
     def setup(self) -> None:
-        self.convs = [nn.Conv(width, (5, 5), padding="VALID") for width in self.channels]
+        self.convs = [Conv(width, (5, 5), padding="VALID") for width in self.channels]
         self.hidden = nn.Dense(self.num_features)
         self.head = nn.Dense(self.num_classes)
 

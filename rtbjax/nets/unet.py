@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rtbjax.nets.convolution import Conv3x3
+from rtbjax.nets.convolution import Conv
 
 _MAX_PERIOD = 10_000.0
 
@@ -60,7 +60,7 @@ class UNet(nn.Module):
             raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
         embedding = self._embed(x.shape[0], t, cond)
 
-        h = Conv3x3(self.channels[0], name="stem")(_space_to_depth(x, self.patch))
+        h = Conv(self.channels[0], name="stem")(_space_to_depth(x, self.patch))
         skips = []
         for level, (width, depth) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
             if level > 0:
@@ -77,7 +77,7 @@ class UNet(nn.Module):
                 h = ResidualBlock(width, name=f"up_{level}_{block}")(h, embedding)
         h = nn.silu(nn.RMSNorm(name="norm")(h))
         pixels = self.patch**2 * (self.out_channels or x.shape[-1])
-        h = Conv3x3(pixels, kernel_init=nn.initializers.zeros, name="head")(h)
+        h = Conv(pixels, kernel_init=nn.initializers.zeros, name="head")(h)
         return _depth_to_space(h, self.patch)
 
     def _embed(self, batch: int, t: Float[Array, "*B"], cond: Int[Array, " B"] | None) -> Float[Array, "N D"]:
@@ -106,10 +106,10 @@ class ResidualBlock(nn.Module):
         """N is 1 or B; F is ``width``."""
         film = nn.Dense(2 * self.width, name="film")(embedding)
         scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
-        r = Conv3x3(self.width, name="conv_in")(nn.silu(nn.RMSNorm(name="norm_in")(h)))
+        r = Conv(self.width, name="conv_in")(nn.silu(nn.RMSNorm(name="norm_in")(h)))
         r = nn.silu(nn.RMSNorm(name="norm_out")(r) * (1.0 + scale) + shift)
         zeros = nn.initializers.zeros
-        return h + Conv3x3(self.width, kernel_init=zeros, name="conv_out")(r)
+        return h + Conv(self.width, kernel_init=zeros, name="conv_out")(r)
 
 
 class Attention(nn.Module):

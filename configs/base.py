@@ -72,5 +72,7 @@ def base() -> ConfigDict:
     config.pretrain.steps = 10_000
     config.pretrain.batch_size = 512
     config.pretrain.learning_rate = 1e-3
+    config.pretrain.weight_decay = 0.0
     config.pretrain.ema = 0.999
+    config.pretrain.checkpoint_every = 1000
     return config

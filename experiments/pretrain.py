@@ -1,65 +1,74 @@
 """One loop for everything that is trained by a plain mean loss: priors, classifiers."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
 from tqdm.auto import tqdm
+
+from experiments.checkpoint import Checkpoints
 
 
 def fit(
     loss: Callable[[PyTree, Array], Array],
     params: PyTree,
+    settings: ConfigDict,
     *,
     key: Array,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float = 0.0,
-    ema: float = 0.999,
-    label: str = "pretraining",
+    workdir: Path,
+    label: str,
     steps_per_call: int = 20,
-    on_call: Callable[[int, PyTree], Any] | None = None,
 ) -> PyTree:
     """AdamW with warm-up and cosine decay; returns the exponential moving average of the parameters.
+
+    Running it again on the same workdir resumes at the last checkpoint.
 
     Args:
       loss: ``(params, key) -> f32[]``; draws its own batch by the key, so that the data's position is the step.
       params: initial parameters.
+      settings: ``steps``, ``learning_rate`` (the peak; a twentieth of the steps warm up), ``weight_decay``, ``ema``
+        (bounded by ``(1 + step) / (10 + step)`` early on), ``checkpoint_every``.
       key: folded with each step.
-      steps: updates.
-      learning_rate: the peak; a twentieth of the steps warm up.
-      weight_decay: AdamW's.
-      ema: decay of the average; bounded by ``(1 + step) / (10 + step)`` early on.
+      workdir: for checkpoints.
       label: of the progress bar.
       steps_per_call: updates per jitted call.
-      on_call: called with ``(steps done, averaged parameters)`` after every call.
     """
-    warmup = max(1, steps // 20)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, settings.learning_rate, max(1, settings.steps // 20), settings.steps
+    )
+    adamw = optax.adamw(schedule, weight_decay=settings.weight_decay)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
-    @jax.jit
-    def run(carry, first):
-        def step(carry, i):
-            params, opt_state, average = carry
-            value, gradient = jax.value_and_grad(loss)(params, jax.random.fold_in(key, i))
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            decay = jnp.minimum(ema, (1.0 + i) / (10.0 + i))
-            average = optax.incremental_update(params, average, 1.0 - decay)
-            return (params, opt_state, average), value
+    def step(carry, i):
+        params, opt_state, average = carry
+        value, gradient = jax.value_and_grad(loss)(params, jax.random.fold_in(key, i))
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        decay = jnp.minimum(settings.ema, (1.0 + i) / (10.0 + i))
+        average = optax.incremental_update(params, average, 1.0 - decay)
+        return (params, opt_state, average), value
 
-        return jax.lax.scan(step, carry, first + jnp.arange(steps_per_call))
-
+    run = jax.jit(lambda carry, first: jax.lax.scan(step, carry, first + jnp.arange(steps_per_call)))
     carry = (params, optimizer.init(params), params)
-    with tqdm(total=steps, desc=label, unit="step") as bar:
-        for first in range(0, steps, steps_per_call):
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
+    found = checkpoints.restore({"carry": carry})
+    start = 0
+    if found is not None:
+        start, carry = found[0], found[1]["carry"]
+        print(f"Resuming {label} at step {start} of {settings.steps}.")
+    saved = start
+    with tqdm(total=settings.steps, initial=start, desc=label, unit="step", mininterval=1.0) as bar:
+        for first in range(start, settings.steps, steps_per_call):
             carry, values = run(carry, first)
+            done = first + steps_per_call
             bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
-            bar.update(min(steps_per_call, steps - first))
-            if on_call is not None:
-                on_call(first + steps_per_call, carry[2])
+            bar.update(min(steps_per_call, settings.steps - first))
+            if done - saved >= settings.checkpoint_every or done >= settings.steps:
+                checkpoints.save(done, {"carry": carry})
+                saved = done
+    checkpoints.close()
     return carry[2]

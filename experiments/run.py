@@ -4,6 +4,7 @@ Trains a posterior, certifies it, and leaves everything in the workdir. Running 
 """
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -26,10 +27,18 @@ DOMAINS = ("gmm", "images")
 USER_ERRORS = (ValueError, RewardError, FloatingPointError, FileNotFoundError, PermissionError)
 
 
+def given_config() -> str:
+    """The --config flag as it was typed; its own parser no longer knows once loading has failed."""
+    for position, argument in enumerate(sys.argv[1:], start=1):
+        name, has_value, value = argument.lstrip("-").partition("=")
+        if name == "config":
+            return value if has_value else (sys.argv[position + 1 : position + 2] or [""])[0]
+    return ""
+
+
 def default_workdir() -> Path:
     """From the --config flag: its file's name and its variant."""
-    given = next(arg for arg in sys.argv[1:] if arg.lstrip("-").startswith("config")).split("=", 1)[-1]
-    file, _, variant = given.partition(":")
+    file, _, variant = given_config().partition(":")
     return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
 
 
@@ -90,12 +99,22 @@ def parse(argv: list[str]) -> list[str]:
     """Parses flags; a bad one is one sentence on stderr."""
     try:
         args = flags.FLAGS(argv)
-        flags.mark_flag_as_required("config")
         if _CONFIG.value is None:
             raise flags.Error("--config is required: --config=configs/gmm.py or --config=configs/mnist.py.")
         return args
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        sys.exit(f"rtbjax: {str(error).strip()}")
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        sys.exit(f"rtbjax: {explain(str(error))}")
+
+
+def explain(message: str) -> str:
+    """One sentence out of what ml_collections says about a config, which may hold a whole traceback."""
+    lines = [line.strip() for line in message.strip().splitlines()]
+    misspelt = re.search(r'Did you mean "(.*)" instead of "(.*)"', message)
+    if misspelt:
+        return f"the config has no field {misspelt[2]!r}; did you mean {misspelt[1]!r}?"
+    if "Traceback" in message or "failure to load" in message:
+        return f"{given_config()} cannot be loaded: {lines[-1]}"
+    return " ".join(lines)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from jaxtyping import Array, Float, PyTree
 
 from rtbjax import losses, partition
 from rtbjax.process import Process
-from rtbjax.sharding import varying_like
 from rtbjax.trajectory import check_chunk, log_prob, rescore
-from rtbjax.types import Policy, PRNGKey, Trajectory
+from rtbjax.types import Policy, PRNGKey, Trajectory, varying_like
 
 
 class LossInfo(NamedTuple):

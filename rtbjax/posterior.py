@@ -105,7 +105,8 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
     """
 
     def apply_fn(params, x, t, cond, *features):
-        return LearnedStd(base.apply_fn(params["base"], x, t, cond, *features), head(params["log_std"], x, t, cond))
+        output = base.apply_fn(params["base"], x, t, cond, *features)
+        return _add_log_std(output, head(params["log_std"], x, t, cond))
 
     return Policy({"base": base.params, "log_std": head_params}, apply_fn, base.look)
 
@@ -116,3 +117,11 @@ def _add(output: Any, change: Array) -> Any:
     if isinstance(output, LearnedStd):
         return output._replace(value=output.value + change)
     return output + change
+
+
+def _add_log_std(output: Any, change: Array) -> Any:
+    if isinstance(output, Steered):
+        return output._replace(output=_add_log_std(output.output, change))
+    if isinstance(output, LearnedStd):
+        return output._replace(log_std=output.log_std + change)
+    return LearnedStd(output, change)

@@ -3,7 +3,6 @@
 import jax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
 
 from rtbjax.types import Trajectory
 
@@ -46,19 +45,3 @@ def trajectory_specs(trajectory: Trajectory) -> Trajectory:
         log_ratio=None if trajectory.log_ratio is None else time_major,
         features=jax.tree.map(lambda _: time_major, trajectory.features),
     )
-
-
-def varying_like(tree: PyTree, like: jax.Array) -> PyTree:
-    """Marks arrays as varying over the mesh axes that ``like`` varies over; outside ``shard_map`` the tree itself.
-
-    A constant carried by a scan must have the type its body gives it. And the gradient with respect to a *marked*
-    parameter is this shard's own, to be averaged explicitly; with respect to an unmarked one JAX has already summed it
-    over the shards.
-    """
-    target = jax.typeof(like).manual_axis_type.varying
-
-    def mark(x):
-        missing = tuple(target - jax.typeof(x).manual_axis_type.varying)
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(mark, tree)

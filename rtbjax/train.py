@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax.objective import LossInfo
 from rtbjax.process import Process
-from rtbjax.sharding import DATA_AXIS, check_divides, data_mesh, trajectory_specs, varying_like
+from rtbjax.sharding import DATA_AXIS, check_divides, data_mesh, trajectory_specs
 from rtbjax.trajectory import rollout
-from rtbjax.types import Policy, PRNGKey, Trajectory
+from rtbjax.types import Policy, PRNGKey, Trajectory, varying_like
 
 
 class TrainState(NamedTuple):

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax.process import Process
-from rtbjax.sharding import varying_like
-from rtbjax.types import Policy, PRNGKey, Trajectory
+from rtbjax.types import Policy, PRNGKey, Trajectory, varying_like
 
 
 def sample_keys(key: PRNGKey, index: Int[Array, " B"]) -> PRNGKey:

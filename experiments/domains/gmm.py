@@ -124,18 +124,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     params = net.init(init_key, jnp.zeros((1, 2)), jnp.float32(0.0))["params"]
-    params = fit(
-        pretrain_loss(process, config.process.diffusion, net, settings.batch_size),
-        params,
-        key=fit_key,
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        ema=settings.ema,
-        label="gmm prior",
-        steps_per_call=100,
-    )
+    loss = pretrain_loss(process, config.process.diffusion, net, settings.batch_size)
+    params = fit(loss, params, settings, key=fit_key, workdir=workdir, label="gmm prior", steps_per_call=100)
     path = workdir / "gmm_prior.safetensors"
-    weights.save(path, params, {"trained_on": "samples of the 25-mode mixture", "config": config.to_json()})
+    weights.save(path, params, {"trained_on": "samples of the 25-mode mixture"})
     print(f"{path}: use it by --config.prior.weights={path}")
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from experiments import weights
+from experiments import data, weights
 from experiments.domains.base import Domain
 from experiments.plots import plt
+from experiments.pretrain import fit
 from experiments.settings import ConfigError, one_of
 from rtbjax import Policy, posterior, schedules
 from rtbjax.metrics.distances import diversity, frechet
@@ -134,6 +136,60 @@ def correction(key, config: ConfigDict, log_reward) -> Policy:
 
     params = net.init(key, jnp.zeros((1, *SHAPE[:2], 3 * SHAPE[-1])), jnp.float32(0.0))["params"]
     return posterior.correction(params, apply_fn, look=look)
+
+
+def denoising_loss(net: UNet, images, batch: int):
+    """Squared error of v at stratified timesteps of the cosine schedule (Salimans & Ho 2022)."""
+    alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
+    steps = alpha_bar.shape[0]
+
+    def loss(params, key):
+        pick, time, noise = jax.random.split(key, 3)
+        x0 = images[jax.random.randint(pick, (batch,), 0, images.shape[0])]
+        offset = jax.random.uniform(time)
+        t = jnp.floor((jnp.arange(batch, dtype=jnp.float32) + offset) / batch * steps)
+        a = alpha_bar[t.astype(jnp.int32)][:, None, None, None]
+        signal, std = jnp.sqrt(a), jnp.sqrt(1.0 - a)
+        eps = jax.random.normal(noise, x0.shape)
+        v = net.apply({"params": params}, signal * x0 + std * eps, t)
+        return jnp.mean((v - (signal * eps - std * x0)) ** 2)
+
+    return loss
+
+
+def classifier_loss(net: Classifier, images, labels, batch: int, max_noise: float = 0.2):
+    """Cross-entropy on noisy, shifted images: the last diffusion step leaves noise, and r must read through it."""
+
+    def loss(params, key):
+        pick, level, noise, shift = jax.random.split(key, 4)
+        index = jax.random.randint(pick, (batch,), 0, images.shape[0])
+        std = jax.random.uniform(level, (batch, 1, 1, 1), maxval=max_noise)
+        x = jnp.roll(images[index], jax.random.randint(shift, (2,), -1, 2), (1, 2))
+        logits = net.apply({"params": params}, x + std * jax.random.normal(noise, x.shape))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[index]).mean()
+
+    return loss
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> None:
+    """Trains the prior, or with ``pretrain.what = "reward"`` the classifier, and writes its weights to the workdir."""
+    one_of(config, "pretrain.what", ("prior", "reward"))
+    settings = config.pretrain
+    found = data.mnist(config.data.path)
+    images, labels = jnp.asarray(found.images), jnp.asarray(found.labels)
+    init_key, fit_key = jax.random.split(jax.random.key(config.seed))
+    if settings.what == "prior":
+        net = unet(config)
+        params = net.init(init_key, images[:1], jnp.float32(0.0))["params"]
+        loss = denoising_loss(net, images, settings.batch_size)
+    else:
+        net = Classifier()
+        params = net.init(init_key, images[:1])["params"]
+        loss = classifier_loss(net, images, labels, settings.batch_size)
+    params = fit(loss, params, settings, key=fit_key, workdir=workdir, label=f"mnist {settings.what}")
+    path = workdir / f"mnist_{'prior' if settings.what == 'prior' else 'classifier'}.safetensors"
+    weights.save(path, params, {"trained_on": f"{len(images)} digits from {found.source}"})
+    print(f"{path}: use it by --config.{settings.what}.weights={path}")
 
 
 def make_evaluate(net, params, log_reward, label):

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rtbjax.types import varying_like
+
 
 class Conv(nn.Module):
     """``nn.Conv`` with stride 1, under the same parameter names.
@@ -35,7 +37,8 @@ class Conv(nn.Module):
         if self.padding == "SAME":
             sides = [((size - 1) // 2, size // 2) for size in self.kernel_size]
             x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
-        return convolve(x, kernel) + bias[None, None, None, :]
+        # Under shard_map a cotangent must vary over the mesh as its primal does.
+        return convolve(varying_like(x, kernel), varying_like(kernel, x)) + bias[None, None, None, :]
 
 
 @jax.custom_vjp

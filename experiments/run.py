@@ -101,6 +101,7 @@ def parse(argv: list[str]) -> list[str]:
         args = flags.FLAGS(argv)
         if _CONFIG.value is None:
             raise flags.Error("--config is required: --config=configs/gmm.py or --config=configs/mnist.py.")
+        _ = _CONFIG.value["domain"]  # A config that failed to load says so only when it is read.
         return args
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(f"rtbjax: {explain(str(error))}")
@@ -114,6 +115,8 @@ def explain(message: str) -> str:
         return f"the config has no field {misspelt[2]!r}; did you mean {misspelt[1]!r}?"
     if "Traceback" in message or "failure to load" in message:
         return f"{given_config()} cannot be loaded: {lines[-1]}"
+    if re.fullmatch(r"\W*\w+\W*", message):
+        return f"the config has no field {re.sub(r'[^0-9A-Za-z_]', '', message)!r}."
     return " ".join(lines)
 
 

@@ -1,0 +1,131 @@
+"""Sources of paths: accepted prior paths are exact, noised ones end where they should, mixtures join."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import LinearGaussian, QuadraticGaussian, assert_moments
+
+from rtbjax import posterior as parametrise
+from rtbjax.behaviour import accept, mix, renoise
+from rtbjax.trajectory import rollout, score
+from rtbjax.types import Policy
+
+CHAIN = QuadraticGaussian()
+LOG_BOUND = CHAIN.c**2 / (2 * CHAIN.q)  # the maximum of c x - q x^2 / 2
+
+
+def prior_law(chain):
+    """Mean and variance of xs[T] by recursion, in float64."""
+    dt, mean, variance = 1.0 / chain.num_steps, 0.0, 0.0
+    for _ in range(chain.num_steps):
+        mean, variance = mean + dt * (chain.a * mean + chain.b), (1 + dt * chain.a) ** 2 * variance + 1.5 * dt
+    return mean, variance
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_accepted_prior_paths_are_exact_posterior_paths(beta):
+    """Of 60,000 prior paths the accepted have the closed-form moments, at the end and on the way."""
+    chain = QuadraticGaussian(c=beta * CHAIN.c, q=beta * CHAIN.q)  # the posterior at this beta
+
+    @jax.jit
+    def run(key):
+        paths = rollout(key, CHAIN.process, CHAIN.prior, shape=(60_000, 1))
+        kept = accept(jax.random.fold_in(key, 1), CHAIN.log_reward(paths.xs[-1]), LOG_BOUND, beta=beta)
+        return paths.xs, kept, rollout(key, chain.process, chain.exact, shape=(60_000, 1)).xs[4]
+
+    xs, kept, exact_middle = jax.device_get(run(jax.random.key(0)))
+    assert kept.dtype == np.bool_ and kept.sum() > 10_000
+    mean, variance = prior_law(CHAIN)
+    precision = 1 / variance + chain.q
+    posterior_mean, posterior_std = (mean / variance + chain.c) / precision, precision**-0.5
+    assert abs(posterior_mean - mean) > 0.1 and posterior_std < 0.9 * variance**0.5
+    assert_moments(xs[-1][kept], posterior_mean, posterior_std)
+    assert_moments(xs[4][kept], exact_middle.mean(0), exact_middle.std(0), standard_errors=6.0)
+    # And the rate of acceptance is Z / R^beta.
+    rate = np.exp(chain.log_z - beta * LOG_BOUND)
+    assert abs(kept.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / 60_000)
+
+
+def test_acceptance_has_the_declared_probability_and_depends_on_the_global_index():
+    """5 standard errors of 20,000 coin flips are 0.018."""
+    log_reward = jnp.log(jnp.repeat(jnp.asarray([0.0, 0.5, 2.0]), 20_000))
+    kept = np.asarray(accept(jax.random.key(0), log_reward, np.log(2.0), beta=0.5)).reshape(3, -1)
+    assert kept[0].sum() == 0 and kept[2].all()
+    assert abs(kept[1].mean() - 0.5) < 0.018
+    some = accept(jax.random.key(0), log_reward[30_000:30_050], np.log(2.0), beta=0.5, index=30_000 + jnp.arange(50))
+    np.testing.assert_array_equal(some, kept.ravel()[30_000:30_050])
+
+
+def random_posterior(chain):
+    return Policy({"shift": jax.random.normal(jax.random.key(1), (chain.num_steps, 2))}, chain.shifted_apply)
+
+
+def test_noised_samples_end_where_they_were_and_are_scored():
+    chain = LinearGaussian(num_steps=6)
+    posterior = random_posterior(chain)
+    x0, log_reward = jax.random.normal(jax.random.key(2), (8, 2)), jnp.arange(8.0)
+
+    @jax.jit
+    def run(key):
+        paths = renoise(key, chain.process, chain.prior, posterior, x0, log_reward)
+        part = renoise(key, chain.process, chain.prior, None, x0[4:], log_reward[4:], index=4 + jnp.arange(4))
+        return paths, score(chain.process, chain.prior, paths.xs, posterior=posterior), part
+
+    paths, expected, part = run(jax.random.key(0))
+    np.testing.assert_array_equal(paths.xs[-1], x0)
+    np.testing.assert_array_equal(paths.xs[0], jnp.zeros((8, 2)))
+    np.testing.assert_array_equal(paths.log_reward, log_reward)
+    np.testing.assert_allclose(paths.log_prior, expected.log_prior, rtol=1e-5)
+    np.testing.assert_allclose(paths.log_ratio, expected.log_ratio, rtol=1e-5)
+    np.testing.assert_allclose(part.xs, paths.xs[:, 4:], rtol=1e-6)
+    assert part.log_ratio is None
+
+
+def test_widened_rollouts_move_further_and_are_scored_under_the_law_itself():
+    chain = LinearGaussian(num_steps=6)
+    posterior = random_posterior(chain)
+
+    @jax.jit
+    def run(key):
+        wide = rollout(key, chain.process, chain.prior, posterior, shape=(2_000, 2), widen=1.5)
+        narrow = rollout(key, chain.process, chain.prior, posterior, shape=(2_000, 2))
+        return wide, narrow, score(chain.process, chain.prior, wide.xs, posterior=posterior)
+
+    wide, narrow, expected = run(jax.random.key(0))
+    # One step from the origin: variances 1.5 / 6 and 1.5 / 6 + 1.5^2.
+    np.testing.assert_allclose(np.std(np.asarray(narrow.xs[1]), axis=0), np.sqrt(0.25), rtol=0.08)
+    np.testing.assert_allclose(np.std(np.asarray(wide.xs[1]), axis=0), np.sqrt(2.5), rtol=0.08)
+    np.testing.assert_allclose(wide.log_prior, expected.log_prior, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(wide.log_ratio, expected.log_ratio, rtol=1e-4, atol=1e-4)
+
+
+def some_paths(count, offset, **fields):
+    chain = LinearGaussian(num_steps=6)
+    seen = parametrise.correction({}, lambda params, x, t, cond, seen: 0.0 * seen)
+    cond = {"id": offset + jnp.arange(count)}
+    paths = rollout(jax.random.key(offset), chain.process, chain.prior, seen, shape=(count, 2), cond=cond)
+    return paths._replace(log_reward=offset + jnp.arange(float(count)))._replace(**fields)
+
+
+def test_a_mixture_joins_everything_along_the_batch_in_order():
+    first, second = some_paths(3, 0), some_paths(2, 10)
+    joined = mix(first, second)
+    assert joined.xs.shape == (7, 5, 2)
+    np.testing.assert_array_equal(joined.cond["id"], [0, 1, 2, 10, 11])
+    np.testing.assert_array_equal(joined.log_reward, [0.0, 1.0, 2.0, 10.0, 11.0])
+    for part, rows in ((first, slice(0, 3)), (second, slice(3, 5))):
+        np.testing.assert_array_equal(joined.xs[:, rows], part.xs)
+        np.testing.assert_array_equal(joined.log_prior[:, rows], part.log_prior)
+        np.testing.assert_array_equal(joined.log_ratio[:, rows], part.log_ratio)
+        np.testing.assert_array_equal(joined.features["output"][:, rows], part.features["output"])
+    bare = mix(*(part._replace(log_ratio=None, features=None, cond=None, log_reward=None) for part in (first, second)))
+    assert bare.log_ratio is bare.features is bare.cond is bare.log_reward is None
+
+
+@pytest.mark.parametrize("name", ["log_reward", "log_ratio", "features", "cond"])
+def test_a_mixture_of_paths_with_and_without_something_is_an_error(name):
+    first = some_paths(3, 0)
+    for pair in ((first, first._replace(**{name: None})), (first._replace(**{name: None}), first)):
+        with pytest.raises(ValueError, match=f"have {name} or none has"):
+            mix(*pair)

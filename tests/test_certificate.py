@@ -1,0 +1,227 @@
+"""Estimates against closed forms, and one test per verdict."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import GaussianData, LinearGaussian, QuadraticGaussian
+
+from rtbjax import certificate
+from rtbjax.process import vp
+from rtbjax.schedules import linear_alpha_bar, respace
+from rtbjax.trajectory import rollout
+
+
+def normal_gaps(sigma, count=20_000, mean=0.0, seed=0):
+    """Log-weights N(mean, sigma^2): log Z = mean + sigma^2 / 2 and ESS = exp(-sigma^2)."""
+    return mean + sigma * np.random.default_rng(seed).normal(size=count)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0])
+def test_lognormal_weights_have_their_closed_forms(sigma):
+    """Tolerances are 5 standard errors of 20,000 draws by the delta method."""
+    found = certificate.certify(normal_gaps(sigma, mean=2.0))
+    error = 5 * np.sqrt((np.exp(sigma**2) - 1) / 20_000)
+    assert abs(found.elbo - 2.0) < 5 * sigma / np.sqrt(20_000)
+    assert abs(found.log_z_is - (2.0 + sigma**2 / 2)) < error
+    np.testing.assert_allclose(found.ess, np.exp(-(sigma**2)), rtol=0.1 * sigma)
+    np.testing.assert_allclose(found.path_kl_lower, sigma**2 / 2, rtol=0.15)
+    assert found.num_paths == 20_000 and found.path_kl is found.eubo is found.log_z_reference is None
+
+
+def test_path_kl_and_the_upper_bound_use_the_reference_and_the_exact_paths():
+    """Tilting N(0, s^2) by its own exponential moves its mean to s^2: EUBO - ELBO is the sum of both divergences."""
+    gap = normal_gaps(0.5)
+    found = certificate.certify(gap, certificate.exact(0.125, "closed form"), normal_gaps(0.5, mean=0.25, seed=1))
+    np.testing.assert_allclose(found.path_kl, 0.125, atol=0.02)
+    np.testing.assert_allclose(found.eubo, 0.25, atol=0.02)
+    assert found.log_z_reference == 0.125 and found.log_z_reference_ci == (0.125, 0.125)
+    assert found.log_z_reference_source == "closed form"
+
+
+def test_interval_covers_log_z_in_95_of_100_repeats():
+    """Of 600 repeats of 400 paths: 95 % with a standard error of 0.9 %."""
+    covered, below = 0, 0
+    for seed in range(600):
+        low, high = certificate.from_prior(normal_gaps(0.5, 400, seed=seed)).interval
+        covered += low <= 0.125 <= high
+        below += high < 0.125
+    assert 0.915 < covered / 600 < 0.98
+    assert below < 40  # misses fall on both sides
+
+
+def test_an_estimate_from_the_prior_is_the_mean_reward():
+    log_reward = np.log(np.random.default_rng(0).uniform(size=50_000))
+    found = certificate.from_prior(log_reward, beta=2.0)
+    np.testing.assert_allclose(found.log_z, np.log(1 / 3), atol=0.02)
+    assert found.interval[0] < found.log_z < found.interval[1] and "50000 prior samples" in found.source
+
+
+def test_effective_sample_size_of_some_equal_weights():
+    log_w = np.where(np.arange(100) < 25, 700.0, -np.inf)
+    np.testing.assert_allclose(certificate.effective_sample_size(log_w), 0.25)
+    np.testing.assert_allclose(certificate.effective_sample_size(np.full(9, -2_000.0)), 1.0)
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+def test_pareto_k_recovers_a_known_tail(k):
+    """Weights U^-k. The fit uses 212 of 5,000: a standard error of (1 + k) / sqrt(212), over 8 repeats."""
+    found = [certificate.pareto_k(-k * np.log(np.random.default_rng(seed).uniform(size=5_000))) for seed in range(8)]
+    assert abs(np.mean(found) - k) < 4 * (1 + k) / np.sqrt(212 * 8)
+    # Only ratios of weights matter.
+    log_w = -k * np.log(np.random.default_rng(0).uniform(size=5_000))
+    np.testing.assert_allclose(certificate.pareto_k(log_w + 3_000.0), found[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0])
+def test_bounded_weights_have_no_heavy_tail_however_close_they_are(spread):
+    """Uniform weights have k = -1; so near each other that float32 is their resolution, they still do."""
+    for seed in range(5):
+        log_w = np.log1p(spread * np.random.default_rng(seed).uniform(size=5_000))
+        assert certificate.pareto_k(log_w) < 0.2
+
+
+def test_pareto_k_needs_a_tail():
+    assert certificate.pareto_k(np.zeros(1000)) is None
+    assert certificate.pareto_k(normal_gaps(1.0, 20)) is None
+
+
+# Verdicts
+
+
+def paths_of(chain, posterior, log_reward, count=20_000, dim=1):
+    """Log-weights of a posterior's paths, and log r of prior samples."""
+
+    @jax.jit
+    def run(key):
+        paths = rollout(key, chain.process, chain.prior, posterior, shape=(count, dim))
+        prior = rollout(jax.random.fold_in(key, 1), chain.process, chain.prior, shape=(count, dim))
+        return jnp.sum(paths.log_ratio, axis=0) + log_reward(paths.xs[-1]), log_reward(prior.xs[-1]), paths.xs[-1]
+
+    return jax.device_get(run(jax.random.key(0)))
+
+
+def test_the_exact_posterior_is_consistent():
+    chain = LinearGaussian()
+    gap, prior_rewards, _ = paths_of(chain, chain.exact, chain.log_reward, dim=2)
+    for reference in (certificate.exact(chain.log_z, "closed form"), certificate.from_prior(prior_rewards)):
+        # The weights are equal but for rounding: their interval has no width, and neither has the closed form's.
+        found = certificate.certify(gap, reference)
+        assert found.verdict == "consistent" and found.ess > 0.999
+        assert abs(found.path_kl) < 0.1 and abs(found.log_z_is - chain.log_z) < 1e-4
+
+
+def test_a_collapsed_posterior_misses_modes_although_its_weights_are_even():
+    """r has modes of equal mass at -2 and 2; the posterior is the exact one of the second alone (a closed form)."""
+    half = QuadraticGaussian(b=0.0, c=16.0, q=8.0)
+
+    def log_reward(x):
+        return jnp.logaddexp(half.log_reward(x), half.log_reward(-x))
+
+    gap, prior_rewards, x0 = paths_of(half, half.exact, log_reward)
+    assert np.all(x0 > 0)
+    found = certificate.certify(gap, certificate.from_prior(prior_rewards))
+    assert found.ess > 0.99 and found.path_kl_lower < 0.01  # blind
+    assert found.verdict == "modes_missing"
+    np.testing.assert_allclose(found.log_z_reference - found.log_z_is, np.log(2), atol=0.15)
+    np.testing.assert_allclose(found.path_kl, np.log(2), atol=0.15)
+    # Without a reference it says that it cannot know; an honest posterior of one mode passes.
+    assert certificate.certify(gap).verdict == "coverage_unchecked"
+    gap, prior_rewards, _ = paths_of(half, half.exact, half.log_reward)
+    assert certificate.certify(gap, certificate.from_prior(prior_rewards)).verdict == "consistent"
+
+
+def test_uneven_weights_ask_for_reweighting():
+    found = certificate.certify(normal_gaps(1.0), certificate.exact(0.5, "closed form"))
+    assert found.ess < 0.5 and found.verdict == "importance_weight"
+
+
+@pytest.mark.parametrize(
+    "gap, reference",
+    [
+        pytest.param(-0.95 * np.log(np.random.default_rng(0).uniform(size=20_000)), None, id="heavy tail"),
+        pytest.param(normal_gaps(1.5, 40), None, id="too few paths"),
+        pytest.param(normal_gaps(0.1), certificate.Estimate(0.1, (-0.3, 0.5), ""), id="a vague reference"),
+        pytest.param(normal_gaps(0.1), certificate.exact(-1.0, ""), id="a reference that found less"),
+    ],
+)
+def test_unreliable(gap, reference):
+    assert certificate.certify(gap, reference).verdict == "unreliable"
+
+
+def test_the_tail_of_weights_that_are_even_does_not_matter():
+    """Excesses of a millionth with a tail index of 0.95: heavy only under the microscope."""
+    weights = 1.0 + 1e-6 * np.random.default_rng(0).uniform(size=20_000) ** -0.95
+    found = certificate.certify(np.log(weights), certificate.exact(np.log(weights.mean()), ""))
+    assert found.pareto_k > 0.7 and found.verdict == "consistent"
+
+
+def test_no_reference_leaves_coverage_unchecked():
+    assert certificate.certify(normal_gaps(0.1)).verdict == "coverage_unchecked"
+
+
+def test_every_verdict_is_explained_and_the_certificate_is_json():
+    found = certificate.certify(jnp.asarray(normal_gaps(0.1), jnp.float32), certificate.from_prior(normal_gaps(0.1)))
+    again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert found.verdict in certificate.VERDICTS and again["verdict"] == found.verdict
+    assert again["log_z_is_ci"] == list(found.log_z_is_ci) and again["eubo"] is None
+    assert set(again) == set(certificate.Certificate.__dataclass_fields__)
+    json.dumps(certificate.certify(np.zeros(30)).to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "gap, message",
+    [
+        (np.zeros(1), r"at least 2 paths, got shape \(1,\)"),
+        (np.zeros((4, 2)), r"got shape \(4, 2\)"),
+        (np.asarray([0.0, np.nan, -np.inf]), "2 of 3 log-weights are not finite"),
+    ],
+)
+def test_weights_that_cannot_be_certified(gap, message):
+    with pytest.raises(ValueError, match=message):
+        certificate.certify(gap)
+
+
+def test_importance_resampling_corrects_a_biased_sampler():
+    """Proposals N(0, 1), target N(0.5, 1): log-weights 0.5 x - 0.125. Five errors of 10,000 draws are 0.08."""
+    x = np.random.default_rng(0).normal(size=(40_000, 1)).astype(np.float32)
+    found, ess = certificate.importance_resample(
+        jax.random.key(0), jnp.asarray(x), jnp.asarray(0.5 * x[:, 0] + 7.0), num_samples=10_000
+    )
+    assert found.shape == (10_000, 1)
+    np.testing.assert_allclose(np.mean(found), 0.5, atol=0.08)
+    np.testing.assert_allclose(np.std(found), 1.0, atol=0.06)
+    np.testing.assert_allclose(ess, np.exp(-0.25), rtol=0.1)
+    assert np.isin(np.asarray(found), x).all()
+
+
+@pytest.mark.parametrize("eta, forgets", [(1.0, True), (0.1, False)])
+def test_start_excess_tells_a_chain_that_forgets_its_start_from_one_that_remembers(eta, forgets):
+    """DDIM of Gaussian data, log r = x0 / std: were x0 a function of xs[0], the excess would be e - 1."""
+    data = GaussianData()
+    process = vp.ddim(respace(linear_alpha_bar(), 40, "trailing"), eta=eta)
+    prior = data.vp(linear_alpha_bar())
+
+    @jax.jit
+    def run(key):
+        start = process.init(jax.random.split(key, 8_000), (8_000, 1), None)
+        pinned = dataclasses.replace(process, init=lambda keys, shape, cond: start)
+
+        def log_reward(seed):
+            return rollout(jax.random.fold_in(key, seed), pinned, prior, shape=(8_000, 1)).xs[-1, :, 0] / data.std
+
+        return log_reward(1), log_reward(2)
+
+    pair = jax.device_get(run(jax.random.key(0)))
+    excess, error = certificate.start_excess(*pair)
+    assert 0 < error < 0.25
+    if forgets:
+        assert abs(excess) < 0.06 + 3 * error and error < 0.06
+    else:
+        assert excess > 0.8 and excess > 5 * error
+    # Tempering the reward shrinks what its start can cost.
+    half, _ = certificate.start_excess(*pair, beta=0.5)
+    assert forgets or half < 0.5 * excess

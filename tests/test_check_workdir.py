@@ -1,0 +1,78 @@
+"""The checker that CI trusts finds what is missing."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from check_workdir import CERTIFICATE, CONFIG, METRICS, problems
+
+
+def nested(names, value=0):
+    tree = {}
+    for name in names:
+        *sections, last = name.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[last] = value
+    return tree
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    config = nested(CONFIG)
+    config["train"]["steps"] = 20
+    metrics = {group: dict.fromkeys(METRICS["gmm"]["names"], 0.1) for group in METRICS["gmm"]["sets"]}
+    summary = {
+        "domain": "gmm",
+        "data_source": "none",
+        "steps": 20,
+        "seconds": {"compile": 1.0, "train": 2.0, "total": 3.0},
+        "certificate": dict.fromkeys(CERTIFICATE, None) | {"verdict": "consistent"},
+        "metrics": metrics,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (10, 20)))
+    (tmp_path / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    safetensors.numpy.save_file({"w": np.zeros(1)}, tmp_path / "final_params.safetensors")
+    return tmp_path
+
+
+def test_a_complete_workdir_has_no_problems(workdir):
+    assert problems(workdir) == []
+
+
+@pytest.mark.parametrize(
+    "file, old, new, complaint",
+    [
+        ("config.json", '"beta"', '"beat"', "no objective.beta"),
+        ("summary.json", '"consistent"', '"fine"', "'fine' is none of"),
+        ("summary.json", '"elbo"', '"elb"', "no elbo"),
+        ("summary.json", '"mode_tv": 0.1', '"mode_tv": null', "mode_tv is no number"),
+        ("summary.json", '"steps": 20', '"steps": 10', "10 steps"),
+        ("metrics.jsonl", '"step": 20', '"step": 15', "rise to step 20"),
+        ("metrics.jsonl", '"loss": 1.0', '"loss": null', "no finite loss at step 10"),
+        ("samples.png", "PNG", "JPG", "not a PNG"),
+    ],
+)
+def test_what_is_wrong_is_named(workdir, file, old, new, complaint):
+    content = (workdir / file).read_bytes()
+    assert old.encode() in content
+    (workdir / file).write_bytes(content.replace(old.encode(), new.encode()))
+    assert any(complaint in sentence for sentence in problems(workdir))
+
+
+@pytest.mark.parametrize("file", ["config.json", "final_params.safetensors", "samples.png", "checkpoints/20"])
+def test_what_is_missing_is_named(workdir, file):
+    path = workdir / file
+    path.rmdir() if path.is_dir() else path.unlink()
+    assert problems(workdir) == [f"{file.replace('20', '')} is missing"]
+
+
+def test_nan_is_not_json(workdir):
+    (workdir / "summary.json").write_text('{"domain": NaN}')
+    with pytest.raises(ValueError, match="NaN is not JSON"):
+        problems(workdir)

@@ -1,0 +1,82 @@
+"""Distances of sets whose answers are known."""
+
+import numpy as np
+import pytest
+
+from rtbjax.metrics import distances
+
+
+def exact_normal(mean, covariance, count=400, seed=0):
+    """Points whose sample mean and covariance are exactly these."""
+    raw = np.random.default_rng(seed).normal(size=(count, len(mean)))
+    raw -= raw.mean(0)
+    white = raw @ np.linalg.inv(np.linalg.cholesky(np.cov(raw, rowvar=False))).T
+    return white @ np.linalg.cholesky(np.asarray(covariance)).T + np.asarray(mean)
+
+
+@pytest.mark.parametrize(
+    "other, expected",
+    [
+        (((0.0, 0.0), ((1.0, 0.0), (0.0, 4.0))), 0.0),
+        (((3.0, 4.0), ((1.0, 0.0), (0.0, 4.0))), 25.0),
+        (((0.0, 0.0), ((9.0, 0.0), (0.0, 1.0))), 4.0 + 1.0),  # standard deviations 1, 2 against 3, 1
+        (((0.0, 0.0), ((4.0, 0.0), (0.0, 1.0))), 1.0 + 1.0),
+    ],
+)
+def test_frechet_of_known_normals(other, expected):
+    x = exact_normal((0.0, 0.0), ((1.0, 0.0), (0.0, 4.0)))
+    y = exact_normal(*other, seed=1)
+    np.testing.assert_allclose(distances.frechet(x, y), expected, atol=1e-6)
+    np.testing.assert_allclose(distances.frechet(y, x), expected, atol=1e-6)
+
+
+def test_frechet_of_covariances_that_do_not_commute():
+    """tr sqrt(A B) from the eigenvalues of A B, which are those of the symmetric form: here 2 and 1/2 times 2 +- ..."""
+    a, b = np.asarray([[2.0, 1.0], [1.0, 2.0]]), np.asarray([[1.0, 0.0], [0.0, 5.0]])
+    cross = np.sqrt(np.linalg.eigvals(a @ b)).sum()
+    found = distances.frechet(exact_normal((0.0, 0.0), a), exact_normal((1.0, 0.0), b, seed=1))
+    np.testing.assert_allclose(found, 1.0 + np.trace(a) + np.trace(b) - 2 * cross, atol=1e-6)
+
+
+def test_frechet_of_singular_covariances_is_finite_and_zero_for_one_set():
+    x = np.random.default_rng(0).normal(size=(5, 20))
+    np.testing.assert_allclose(distances.frechet(x, x), 0.0, atol=1e-6)
+    assert np.isfinite(distances.frechet(x, x[::-1] + 1.0))
+    with pytest.raises(ValueError, match="at least 2 samples of each kind, got 5 and 1"):
+        distances.frechet(x, x[:1])
+
+
+@pytest.mark.parametrize("dim", [1, 2, 10])
+def test_sliced_w2_of_a_shifted_set_is_the_shift_over_root_dim(dim):
+    """A shift s moves each projection by s . u, whose mean square over directions is |s|^2 / d."""
+    x = np.random.default_rng(0).normal(size=(200, dim))
+    shift = np.full(dim, 3.0)
+    found = distances.sliced_w2(x, np.random.default_rng(1).permutation(x + shift), num_projections=4_000)
+    np.testing.assert_allclose(found, np.linalg.norm(shift) / np.sqrt(dim), rtol=0.1 if dim > 1 else 1e-9)
+
+
+def test_sliced_w2_of_one_set_is_zero_and_uneven_sets_are_cut():
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    assert distances.sliced_w2(x, x[::-1]) == 0.0
+    assert distances.sliced_w2(x[:200], x) == 0.0
+    # Two halves of one law are near each other, and nearer than a law of twice the spread.
+    assert distances.sliced_w2(x[:150], x[150:]) < 0.3 < distances.sliced_w2(x[:150], 2.0 * x[150:])
+
+
+def test_total_variation_by_hand():
+    assert distances.total_variation([0.5, 0.5, 0.0], [0.0, 0.5, 0.5]) == 0.5
+    assert distances.total_variation([1.0, 0.0], [0.0, 1.0]) == 1.0
+    assert distances.total_variation([0.3, 0.7], [0.3, 0.7]) == 0.0
+
+
+def test_diversity_of_known_features():
+    """Cosine distances: 0 within a direction, 1 across orthogonal ones, 2 across opposite ones."""
+    one = np.tile([[1.0, 2.0]], (50, 1))
+    np.testing.assert_allclose(distances.diversity(one * np.arange(1, 51)[:, None]), 0.0, atol=1e-12)
+    pair = np.asarray([[1.0, 0.0], [0.0, 3.0]])
+    np.testing.assert_allclose(distances.diversity(pair), 1.0)
+    np.testing.assert_allclose(distances.diversity(np.asarray([[1.0, 0.0], [-2.0, 0.0]])), 2.0)
+    # Never a sample with itself: of four orthogonal ones every pair is at 1.
+    np.testing.assert_allclose(distances.diversity(np.eye(4)), 1.0)
+    with pytest.raises(ValueError, match="at least 2"):
+        distances.diversity(one[:1])

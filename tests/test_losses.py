@@ -1,0 +1,145 @@
+"""Losses by relations: exact expectations over an enumerated chain, and two paths by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from oracles import TabularMasked, masked_paths
+
+from rtbjax import losses
+from rtbjax.process.absorbing import absorbing
+from rtbjax.schedules import linear_mask_rate
+from rtbjax.trajectory import log_prob
+from rtbjax.types import Policy
+
+CHAIN = TabularMasked(num_steps=2, length=2, vocab_size=2)
+PROCESS = absorbing(linear_mask_rate(2), 2)
+PRIOR = CHAIN.joint_prior()
+PATHS = jnp.asarray(masked_paths(2, 2, 2))  # all 16
+LOG_REWARD = jnp.asarray(np.random.default_rng(1).normal(size=(2, 2)), jnp.float32)[PATHS[-1, :, 0], PATHS[-1, :, 1]]
+POSTERIOR = PRIOR.params + 0.5 * jax.random.normal(jax.random.key(1), PRIOR.params.shape)
+
+
+def log_post(table):
+    return jnp.sum(log_prob(PROCESS, Policy(table, CHAIN.apply), PATHS), axis=0)
+
+
+LOG_PRIOR = jax.jit(log_post)(PRIOR.params)
+
+
+def expected_gradient(loss):
+    """Of a per-path loss, over the law of the on-policy paths: each path weighted by its probability."""
+
+    @jax.jit
+    def gradient(table):
+        weights = jnp.exp(jax.lax.stop_gradient(log_post(table)))
+
+        def total(table):
+            return jnp.sum(weights * loss(LOG_PRIOR - log_post(table), weights))
+
+        return jax.grad(total)(table)
+
+    return np.asarray(gradient(POSTERIOR))
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.4])
+def test_on_policy_rtb_and_reinforce_have_the_gradient_of_the_path_kl(beta):
+    """Autodiff through the enumerated sum of p_post (log p_post - log p_prior - beta log r); any baseline will do."""
+
+    def path_kl(table):
+        log_p = log_post(table)
+        return jnp.sum(jnp.exp(log_p) * (log_p - LOG_PRIOR - beta * LOG_REWARD))
+
+    expected = np.asarray(jax.jit(jax.grad(path_kl))(POSTERIOR))
+    assert np.abs(expected).max() > 0.05
+
+    def vargrad(log_ratio, weights):
+        gap = jax.lax.stop_gradient(log_ratio + beta * LOG_REWARD)
+        return losses.rtb(log_ratio, LOG_REWARD, jnp.broadcast_to(jnp.sum(weights * gap), gap.shape), beta=beta)
+
+    def at_another_log_z(log_ratio, weights):
+        return losses.rtb(log_ratio, LOG_REWARD, jnp.full(log_ratio.shape, 1.7), beta=beta)
+
+    def reinforce(log_ratio, weights):
+        return losses.reinforce(log_ratio, LOG_REWARD, beta=beta)
+
+    for loss in (vargrad, at_another_log_z, reinforce):
+        np.testing.assert_allclose(expected_gradient(loss), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_on_the_same_batch_reinforce_and_vargrad_have_the_same_gradient():
+    ratio = jax.random.normal(jax.random.key(0), (7,))
+    reward = jax.random.normal(jax.random.key(1), (7,))
+    mean_gap = jnp.full((7,), jnp.mean(ratio + reward))
+    rtb = jax.grad(lambda ratio: jnp.mean(losses.rtb(ratio, reward, mean_gap)))(ratio)
+    reinforce = jax.grad(lambda ratio: jnp.mean(losses.reinforce(ratio, reward)))(ratio)
+    np.testing.assert_allclose(rtb, reinforce, rtol=1e-4, atol=1e-6)
+
+
+def test_rtb_is_zero_at_the_tilted_law_only_and_the_prior_is_that_law_at_beta_zero():
+    """Any positive law over the 16 paths may be a log p_post here; the tilted one by float64 arithmetic."""
+    log_prior, log_reward = np.float64(LOG_PRIOR), np.float64(LOG_REWARD)
+    for beta in (0.0, 0.3, 1.0):
+        log_z = scipy.special.logsumexp(log_prior + beta * log_reward)
+        tilted = log_prior + beta * log_reward - log_z
+        z = jnp.full((16,), log_z, jnp.float32)
+        ratio = jnp.asarray(log_prior - tilted, jnp.float32)
+        np.testing.assert_allclose(losses.rtb(ratio, LOG_REWARD, z, beta=beta), np.zeros(16), atol=1e-10)
+        at_prior = losses.rtb(jnp.zeros(16), LOG_REWARD, z, beta=beta)
+        assert (np.abs(at_prior).max() < 1e-10) == (beta == 0.0)
+
+
+def test_cutoff_silences_small_residuals_and_leaves_the_gradient_of_large_ones():
+    ratio = jnp.asarray([0.2, -0.3, 1.0, -2.0])
+    zeros = jnp.zeros(4)
+
+    def total(ratio, cutoff):
+        return jnp.sum(losses.rtb(ratio, zeros, zeros, cutoff=cutoff))
+
+    np.testing.assert_allclose(losses.rtb(ratio, zeros, zeros, cutoff=0.1), [0.0, 0.0, 0.45, 1.95], rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(total)(ratio, 0.1), [0.0, 0.0, 1.0, -2.0], rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(total)(ratio, 0.0), ratio, rtol=1e-6)
+
+
+# Two paths, rewards 1 and 3 (mean 2, standard deviation 1): whitened -1 and 1.
+TWO = jnp.log(jnp.asarray([1.0, 3.0]))
+
+
+def push(loss, ratio):
+    """How one descent step changes each path's log p_post: minus the gradient in it, that is, that in log_ratio."""
+    return np.asarray(jax.grad(lambda r: jnp.sum(loss(r)))(jnp.asarray(ratio)))
+
+
+def test_ddpo_on_two_paths_by_hand():
+    np.testing.assert_allclose(push(lambda r: losses.ddpo(r, TWO), [0.4, -0.8]), [-1.0, 1.0], rtol=1e-5)
+
+
+def test_dpok_on_two_paths_by_hand():
+    """KL to the prior is -log_ratio = (-0.4, 0.8), about its mean (-0.6, 0.6): at weight 2 it outweighs the reward."""
+    np.testing.assert_allclose(push(lambda r: losses.dpok(r, TWO, kl_weight=0.0), [0.4, -0.8]), [-1.0, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(push(lambda r: losses.dpok(r, TWO, kl_weight=0.5), [0.4, -0.8]), [-0.7, 0.7], rtol=1e-5)
+    np.testing.assert_allclose(push(lambda r: losses.dpok(r, TWO, kl_weight=2.0), [0.4, -0.8]), [0.2, -0.2], rtol=1e-4)
+
+
+def test_reinforce_on_the_reward_on_two_paths_by_hand():
+    """Rewards about their mean; the penalty alpha log_ratio^2 pulls each path towards the prior's probability."""
+    np.testing.assert_allclose(push(lambda r: losses.reinforce_reward(r, TWO), [0.4, -0.8]), [-1.0, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(
+        push(lambda r: losses.reinforce_reward(r, TWO, alpha=0.5), [0.4, -0.8]), [-0.6, 0.2], rtol=1e-5
+    )
+
+
+def test_reinforce_on_two_paths_by_hand():
+    """Gaps 0.4 + 0 and -0.8 + log 3: the better path for its reward, less what the prior thinks of it."""
+    difference = 0.5 * (np.log(3) - 1.2)
+    np.testing.assert_allclose(
+        push(lambda r: losses.reinforce(r, TWO), [0.4, -0.8]), [-difference, difference], rtol=1e-4
+    )
+
+
+def test_whitened_and_mle():
+    white = losses.whitened(jnp.asarray([5.0, 1.0, 3.0, 3.0]))
+    np.testing.assert_allclose(white, np.sqrt([2.0, 2.0, 0.0, 0.0]) * np.asarray([1, -1, 0, 0]), rtol=1e-5)
+    np.testing.assert_array_equal(losses.whitened(jnp.full((3,), 2.0)), np.zeros(3))
+    np.testing.assert_array_equal(losses.mle(jnp.asarray([-3.0, 2.0])), [3.0, -2.0])

@@ -1,0 +1,86 @@
+"""What the documents say must be so: README's code runs, and every test and file they name exists."""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(code):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env.pop("XLA_FLAGS", None)  # A reader's machine, not the eight devices of the other tests.
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_first_example_gives_a_certificate_in_ten_lines():
+    example = blocks("python")[0]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    assert "Certificate(log_z_is=" in run(example + "\nassert jax.numpy.isfinite(gradient['policy']['pull'])")
+
+
+def test_every_block_runs_in_order():
+    assert run("\n".join(blocks("python"))).split()[-1] in (
+        "consistent",
+        "importance_weight",
+        "modes_missing",
+        "unreliable",
+    )
+
+
+def test_commands_are_the_ones_ci_runs():
+    install, test = blocks("bash")
+    assert install.splitlines() == ["pip install -e .", "python experiments/run.py --config=configs/mnist.py"]
+    assert test.strip() == 'pip install -e ".[test]" && pytest'
+    assert test.strip() in (ROOT / ".ci" / "run").read_text()
+
+
+def test_verdict_table_is_complete():
+    from rtbjax.certificate import VERDICTS
+
+    section = (ROOT / "README.md").read_text().split("## Reading the certificate")[1]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(VERDICTS)
+
+
+def test_variants_are_those_of_the_configs():
+    rows = re.findall(r"^\| `configs/(\w+)\.py` \|.*\|([^|]*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == {path.stem for path in (ROOT / "configs").glob("*.py")} - {"base", "__init__"}
+    for name, variants in rows:
+        module = importlib.import_module(f"configs.{name}")
+        assert re.findall(r"`(\w+)`", variants) == list(filter(None, module.VARIANTS))
+
+
+def defined_tests(path):
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_named_test_exists(document):
+    named = re.findall(r"(test_\w+\.py)::(\w+)", document.read_text())
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not (ROOT / "tests" / file).exists() or name not in defined_tests(ROOT / "tests" / file)
+    ]
+    assert not missing
+    if document.name == "method.md":
+        assert named
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_linked_file_exists(document):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
+    assert not [link for link in links if not (document.parent / link).exists()]

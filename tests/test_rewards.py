@@ -1,0 +1,128 @@
+"""Rewards at the border: no failure becomes a number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rtbjax import rewards
+from rtbjax.rewards import RewardError, evaluate
+
+X = jnp.arange(8.0).reshape(4, 2)
+
+
+def returning(values):
+    return lambda x, cond: np.asarray(values)
+
+
+def test_a_good_answer_comes_back_as_float32_with_the_condition_seen():
+    asked = []
+
+    def reward(x, cond):
+        asked.append(cond)
+        return jnp.sum(x, axis=-1) * cond
+
+    answer = evaluate(jax.jit(lambda x, cond: jnp.sum(x, axis=-1) * cond), X, jnp.float32(2.0))
+    np.testing.assert_array_equal(answer, [2.0, 10.0, 18.0, 26.0])
+    assert isinstance(answer, np.ndarray) and answer.dtype == np.float32
+    evaluate(reward, X, jnp.float32(3.0))
+    assert len(asked) == 1 and asked[0] == 3.0
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ([0.0, 1.0, 2.0], r"shape \(4,\), got \(3,\)"),
+        ([[0.0], [1.0], [2.0], [3.0]], r"shape \(4,\), got \(4, 1\)"),
+        (0.5, r"shape \(4,\), got \(\)"),
+        ([0.0, np.nan, 0.0, np.nan], "log r = nan for sample 1 of 4"),
+        ([0.0, 0.0, np.inf, 0.0], "log r = inf for sample 2 of 4"),
+        ([0.0, 0.0, 0.0, -np.inf], r"log r = -inf for sample 3 of 4.*log_floor"),
+    ],
+)
+def test_bad_answers_name_the_first_bad_sample(values, message):
+    with pytest.raises(RewardError, match=message):
+        evaluate(returning(values), X)
+
+
+def test_the_floor_is_a_hint_for_minus_infinity_only():
+    with pytest.raises(RewardError) as error:
+        evaluate(returning([0.0, np.nan, 0.0, 0.0]), X)
+    assert "log_floor" not in str(error.value)
+
+
+def test_a_declared_floor_stands_in_for_minus_infinity_and_nothing_else():
+    answer = evaluate(returning([0.0, -np.inf, -60.0, -np.inf]), X, log_floor=-50.0)
+    np.testing.assert_array_equal(answer, [0.0, -50.0, -60.0, -50.0])
+    for bad in (np.nan, np.inf):
+        with pytest.raises(RewardError, match="sample 2"):
+            evaluate(returning([0.0, -np.inf, bad, 0.0]), X, log_floor=-50.0)
+
+
+def test_a_reward_above_its_bound_stops_the_run():
+    with pytest.raises(RewardError, match=r"1\.2000 for sample 2, above its declared bound 1\.0000"):
+        evaluate(returning([0.0, 1.1, 1.2, 0.0]), X, log_bound=1.0)
+    rounded = evaluate(returning([0.0, 1.0 + 1e-6, 0.0, 0.0]), X, log_bound=1.0)
+    assert rounded.max() < 1.0001
+
+
+class Flaky:
+    """Fails a number of times, then answers."""
+
+    def __init__(self, failures):
+        self.failures, self.calls = failures, 0
+
+    def __call__(self, x, cond):
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise ConnectionError("the scorer is away")
+        return np.zeros(len(x))
+
+
+def test_a_failing_reward_is_asked_again_as_often_as_allowed():
+    reward = Flaky(2)
+    np.testing.assert_array_equal(evaluate(reward, X, retries=2, retry_seconds=0.0), np.zeros(4))
+    assert reward.calls == 3
+    reward = Flaky(3)
+    with pytest.raises(RewardError, match=r"ConnectionError: the scorer is away \(3 tries\)") as error:
+        evaluate(reward, X, retries=2, retry_seconds=0.0)
+    assert reward.calls == 3 and isinstance(error.value.__cause__, ConnectionError)
+
+
+def test_without_retries_the_first_failure_is_the_end():
+    reward = Flaky(1)
+    with pytest.raises(RewardError, match="1 tries"):
+        evaluate(reward, X)
+    assert reward.calls == 1
+
+
+def test_it_waits_before_asking_again(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(rewards.time, "sleep", pauses.append)
+    evaluate(Flaky(2), X, retries=5, retry_seconds=0.25)
+    assert pauses == [0.25, 0.25]
+
+
+def test_an_answer_that_is_no_number_is_a_reward_error():
+    with pytest.raises(RewardError, match="ValueError"):
+        evaluate(lambda x, cond: ["good", "bad", "good", "good"], X)
+
+
+def first(x, cond):
+    return x[:, 0]
+
+
+def test_rewards_compose():
+    combined = rewards.product(first, rewards.tempered(lambda x, cond: x[:, 1] * cond, 0.5))
+    np.testing.assert_allclose(evaluate(combined, X, jnp.float32(4.0)), [2.0, 8.0, 14.0, 20.0])
+    np.testing.assert_allclose(np.exp(combined(X, 0.0)), np.exp(X[:, 0]))
+
+
+def test_a_probability_becomes_a_log_reward_with_a_floor():
+    reward = rewards.from_probability(lambda x, cond: np.asarray([1.0, 0.5, 0.0, 1e-30]), floor=1e-6)
+    np.testing.assert_allclose(evaluate(reward, X), np.log([1.0, 0.5, 1e-6, 1e-6]), rtol=1e-6)
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        rewards.from_probability(lambda x, cond: x, floor=0.0)
+    broken = rewards.from_probability(lambda x, cond: np.asarray([1.0, np.nan, 0.0, 0.0]), floor=1e-6)
+    with pytest.raises(RewardError, match="nan for sample 1"):
+        evaluate(broken, X)

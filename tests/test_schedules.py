@@ -1,0 +1,103 @@
+"""Noise schedules against published values and hand-written tables."""
+
+import numpy as np
+import pytest
+
+from rtbjax import schedules
+
+
+def test_linear_schedule_of_ddpm():
+    """The ends of the DDPM schedule: beta_1 = 1e-4, and alpha-bar_1000 = 4.0358e-5 (Ho et al. release)."""
+    a = schedules.linear_alpha_bar()
+    assert a.shape == (1000,) and a.dtype == np.float64
+    np.testing.assert_allclose([a[0], a[-1]], [0.9999, 4.0358e-05], rtol=1e-4)
+    np.testing.assert_allclose(1 - a[-1] / a[-2], 0.02)
+
+
+def test_scaled_linear_schedule_of_latent_diffusion():
+    a = schedules.scaled_linear_alpha_bar()
+    np.testing.assert_allclose([a[0], a[-1]], [0.99915, 0.0046601], rtol=1e-4)
+
+
+def test_cosine_schedule():
+    """alpha-bar_1000 = 2.4288e-9 is what the released code gives; the clip leaves 1/1000 of the step before."""
+    a = schedules.cosine_alpha_bar()
+    assert a[0] > 0.9999
+    np.testing.assert_allclose(a[499], 0.4938436, rtol=1e-6)
+    np.testing.assert_allclose(a[-1], 2.4288e-9, rtol=1e-4)
+    np.testing.assert_allclose(a[-1] / a[-2], 1e-3)
+    np.testing.assert_allclose(
+        schedules.cosine_alpha_bar(max_beta=0.5)[-1] / schedules.cosine_alpha_bar(max_beta=0.5)[-2], 0.5
+    )
+
+
+@pytest.mark.parametrize("name", ["linear_alpha_bar", "scaled_linear_alpha_bar", "cosine_alpha_bar"])
+@pytest.mark.parametrize("num_train_steps", [10, 1000])
+def test_signal_falls_strictly_between_one_and_zero(name, num_train_steps):
+    a = getattr(schedules, name)(num_train_steps)
+    assert len(a) == num_train_steps
+    assert np.all(np.diff(a) < 0) and a[0] < 1 and a[-1] > 0
+
+
+ALPHA_BAR = np.asarray([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
+
+
+@pytest.mark.parametrize(
+    "num_steps, spacing, offset, timesteps",
+    [
+        (3, "leading", 0, [6, 3, 0]),
+        (3, "leading", 1, [7, 4, 1]),
+        (5, "leading", 0, [8, 6, 4, 2, 0]),
+        (3, "trailing", 0, [9, 6, 2]),
+        (4, "trailing", 0, [9, 7, 4, 1]),
+        (5, "trailing", 0, [9, 7, 5, 3, 1]),
+        (10, "leading", 0, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+        (10, "trailing", 0, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+        (1, "trailing", 0, [9]),
+    ],
+)
+def test_respacing_tables(num_steps, spacing, offset, timesteps):
+    respaced = schedules.respace(ALPHA_BAR, num_steps, spacing, steps_offset=offset, final_alpha_bar=0.99)
+    np.testing.assert_array_equal(respaced.timesteps, timesteps)
+    np.testing.assert_array_equal(respaced.alpha_bar, [ALPHA_BAR[t] for t in timesteps] + [0.99])
+    assert schedules.respace(ALPHA_BAR, num_steps, spacing).alpha_bar[-1] == 1.0
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_every_number_of_steps_gives_that_many_falling_timesteps(spacing):
+    alpha_bar = np.linspace(0.99, 0.01, 1000)
+    for num_steps in range(1, 1001):
+        t = schedules.respace(alpha_bar, num_steps, spacing).timesteps
+        assert len(t) == num_steps and np.all(np.diff(t) < 0), num_steps
+        assert 0 <= t[-1] and t[0] <= 999, num_steps
+        if spacing == "trailing":
+            assert t[0] == 999, num_steps
+
+
+@pytest.mark.parametrize("num_steps", [0, 11])
+def test_too_many_or_few_steps_name_the_range(num_steps):
+    with pytest.raises(ValueError, match=rf"1\.\.10.*got {num_steps}"):
+        schedules.respace(ALPHA_BAR, num_steps)
+
+
+def test_unknown_spacing_names_the_known():
+    with pytest.raises(ValueError, match="'leading' or 'trailing', got 'linspace'"):
+        schedules.respace(ALPHA_BAR, 3, "linspace")
+
+
+def test_linear_mask_rate_table():
+    np.testing.assert_allclose(schedules.linear_mask_rate(4), [1.0, 0.75, 0.5, 0.25, 0.0])
+
+
+def test_loglinear_mask_rate_is_that_of_sedds_noise():
+    """A token is masked with probability 1 - exp(-sigma); sigma as in SEDD's paper, then the denoising step."""
+    rate = schedules.loglinear_mask_rate(5, eps=0.01, time_eps=0.1)
+    assert rate.shape == (6,) and rate[-1] == 0.0
+    t = np.asarray([1.0, 0.775, 0.55, 0.325, 0.1])
+    sigma = -np.log1p(-(1 - 0.01) * t)
+    np.testing.assert_allclose(rate[:-1], 1 - np.exp(-sigma), rtol=1e-12)
+    np.testing.assert_allclose(schedules.loglinear_mask_rate(1), [0.999, 0.0])
+
+
+def test_geometric_sigma_table():
+    np.testing.assert_allclose(schedules.geometric_sigma(3, 8.0, 2.0), [8.0, 4.0, 2.0, 0.0])

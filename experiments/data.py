@@ -59,7 +59,7 @@ def from_tfds(name: str, split: str, data_dir: Path | None = None) -> Images | N
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(_prepared(name, data_dir))
+        builder = tfds.builder_from_directory(builder_dir=str(_prepared(name, data_dir)))
         source = builder.as_data_source(split)
     except (FileNotFoundError, tfds.core.DatasetNotFoundError, ValueError, NotImplementedError) as error:
         logging.info("TFDS %s is not prepared here: %s", name, error)

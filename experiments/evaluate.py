@@ -39,7 +39,8 @@ def paths(
         log_rewards.append(log_r)
         ratio = np.zeros(batch) if trajectory.log_ratio is None else np.asarray(trajectory.log_ratio).sum(axis=0)
         gaps.append(ratio + beta * log_r)
-    return tuple(np.concatenate(parts)[:count] for parts in (samples, log_rewards, gaps))
+    x, log_r, gap = (np.concatenate(parts)[:count] for parts in (samples, log_rewards, gaps))
+    return x, log_r, gap
 
 
 def exact_gap(

@@ -84,12 +84,13 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
     width = widening(config)
 
     def roller(size):
-        return make_rollout(process, (size, *domain.event_shape), mesh) if size else None
+        return make_rollout(process, (size, *domain.event_shape), mesh)
 
-    roll = {name: roller(paths[name]) for name in ("on_policy", "prior")}
+    roll = {name: roller(paths[name]) for name in ("on_policy", "prior") if paths[name]}
     fresh = settings.prior_paths
     gather_size = max(fresh, MIN_PRIOR_PATHS)
-    roll_fresh, roll_gather = roller(fresh), roller(gather_size)
+    roll_gather = roller(gather_size)
+    roll_fresh = roller(fresh) if fresh else None
 
     def rewarded(trajectory: Trajectory) -> Trajectory:
         log_reward = rewards.evaluate(domain.log_reward, trajectory.xs[-1], trajectory.cond, log_bound=domain.log_bound)
@@ -182,12 +183,12 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
         current = posterior.replace(params=params)
         accepted, visited = buffers
         parts = []
-        if roll["on_policy"]:
+        if paths["on_policy"]:
             on_policy = rewarded(roll["on_policy"](keys["on_policy"], prior, current, widen=float(width(step))))
             parts.append(on_policy)
             if paths["replay"]:
                 visited = keep_visited(visited, on_policy)
-        if roll["prior"]:
+        if paths["prior"]:
             parts.append(rescored(params, rewarded(roll["prior"](keys["prior"], prior, look=look))))
         if uses_accepted and roll_fresh:
             accepted = keep_accepted(keys["accept"], accepted, rewarded(roll_fresh(keys["fresh"], prior)))

@@ -88,6 +88,8 @@ def run(_argv) -> None:
 
 def main(argv) -> None:
     logging.set_verbosity(logging.WARNING)  # Checkpointing narrates itself at INFO.
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/rtbjax/xla").expanduser()))
     try:
         run(argv)
     except USER_ERRORS as error:

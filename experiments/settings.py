@@ -1,5 +1,7 @@
 """The border between a config and the code: every field is checked before anything is computed."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.objectives import BASELINES
@@ -34,9 +36,10 @@ _POSITIVE = ("train.learning_rate", "train.log_z_learning_rate", "objective.beta
 
 def get(config: ConfigDict, name: str):
     """A field by its dotted name."""
+    value: Any = config
     for part in name.split("."):
-        config = config[part]
-    return config
+        value = value[part]
+    return value
 
 
 def check(config: ConfigDict) -> None:

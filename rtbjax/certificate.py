@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 import scipy.stats
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from rtbjax.types import PRNGKey
@@ -27,12 +27,13 @@ _NORMAL_95 = 1.959964
 MAX_PARETO_K = 0.7
 MAX_INTERVAL = 0.5
 MIN_ESS = 0.5
+MAX_PATH_KL = 0.2  # By Pinsker's inequality, a total variation of at most 0.32.
 EVEN_ESS = 0.95  # of weights this even the tail index describes differences that do not matter.
 RESOLUTION = 1e-3  # float32 path sums err by less: intervals of exact estimates that are this near agree.
 
 VERDICTS = {
     "consistent": "The samples agree with every estimate of log Z; use them as they are.",
-    "importance_weight": "The estimates agree but the weights are uneven: reweight or resample the samples.",
+    "importance_weight": "The estimates agree, the samples do not follow the posterior yet: reweight or resample them.",
     "modes_missing": "The samples miss part of the posterior: log_z_is is below the reference beyond both intervals.",
     "unreliable": "The weights are too heavy-tailed, or too few, for any statement: train longer or take more paths.",
     "coverage_unchecked": "No reference log Z is known, so modes the samples never visit would go unnoticed.",
@@ -87,7 +88,7 @@ class Certificate:
 
 
 def certify(
-    gap: Float[Array, " N"], reference: Estimate | None = None, exact_gap: Float[Array, " M"] | None = None
+    gap: Float[ArrayLike, " N"], reference: Estimate | None = None, exact_gap: Float[ArrayLike, " M"] | None = None
 ) -> Certificate:
     """Certifies a posterior from the log-weights of its own fresh paths.
 
@@ -112,6 +113,7 @@ def certify(
     elbo = float(gap.mean())
     fraction = effective_sample_size(gap)
     tail = pareto_k(gap)
+    path_kl = None if reference is None else reference.log_z - elbo
     return Certificate(
         log_z_is=estimate.log_z,
         log_z_is_ci=estimate.interval,
@@ -122,14 +124,16 @@ def certify(
         eubo=None if exact_gap is None else float(np.mean(np.asarray(exact_gap, np.float64))),
         ess=fraction,
         pareto_k=tail,
-        path_kl=None if reference is None else reference.log_z - elbo,
+        path_kl=path_kl,
         path_kl_lower=estimate.log_z - elbo,
         num_paths=gap.size,
-        verdict=_verdict(estimate, reference, fraction, tail),
+        verdict=_verdict(estimate, reference, fraction, tail, path_kl),
     )
 
 
-def _verdict(estimate: Estimate, reference: Estimate | None, ess: float, tail: float | None) -> str:
+def _verdict(
+    estimate: Estimate, reference: Estimate | None, ess: float, tail: float | None, path_kl: float | None
+) -> str:
     low, high = estimate.interval
     heavy = tail is not None and tail > MAX_PARETO_K and ess < EVEN_ESS
     if heavy or high - low > MAX_INTERVAL:
@@ -141,17 +145,18 @@ def _verdict(estimate: Estimate, reference: Estimate | None, ess: float, tail: f
     if low > reference.interval[1] + RESOLUTION or reference.interval[1] - reference.interval[0] > MAX_INTERVAL:
         # Posterior paths found more mass than the reference knows of: it is the reference that missed something.
         return "unreliable"
-    return "consistent" if ess >= MIN_ESS else "importance_weight"
+    close = path_kl is not None and path_kl <= MAX_PATH_KL
+    return "consistent" if ess >= MIN_ESS and close else "importance_weight"
 
 
 def _log_mean_exp(log_w: np.ndarray, source: str) -> Estimate:
     """log mean exp; delta-method interval, the relative variance of the mean weight being (1 / ESS - 1) / N."""
-    log_z = float(scipy.special.logsumexp(log_w) - math.log(log_w.size))
+    log_z = float(np.logaddexp.reduce(log_w) - math.log(log_w.size))
     relative = math.sqrt(max(1.0 / effective_sample_size(log_w) - 1.0, 0.0) / log_w.size)
     return Estimate(log_z, (log_z - _NORMAL_95 * relative, log_z + _NORMAL_95 * relative), source)
 
 
-def from_prior(log_reward: Float[Array, " N"], beta: float = 1.0) -> Estimate:
+def from_prior(log_reward: Float[ArrayLike, " N"], beta: float = 1.0) -> Estimate:
     """log Z = log E_prior[r^beta] from prior samples; where r <= 1, the log acceptance rate without the coin flips."""
     log_w = beta * np.asarray(log_reward, np.float64)
     return _log_mean_exp(log_w, f"{log_w.size} prior samples")
@@ -162,13 +167,13 @@ def exact(log_z: float, source: str) -> Estimate:
     return Estimate(float(log_z), (float(log_z), float(log_z)), source)
 
 
-def effective_sample_size(log_w: Float[Array, " N"]) -> float:
+def effective_sample_size(log_w: Float[ArrayLike, " N"]) -> float:
     """``(sum w)^2 / sum w^2 / N``, in (0, 1]."""
     log_w = np.asarray(log_w, np.float64)
-    return float(np.exp(2 * scipy.special.logsumexp(log_w) - scipy.special.logsumexp(2 * log_w)) / log_w.size)
+    return float(np.exp(2 * np.logaddexp.reduce(log_w) - np.logaddexp.reduce(2 * log_w)) / log_w.size)
 
 
-def pareto_k(log_w: Float[Array, " N"]) -> float | None:
+def pareto_k(log_w: Float[ArrayLike, " N"]) -> float | None:
     """Shape of a generalised Pareto fitted to the largest weights (Vehtari et al. 2024); None if there is no tail.
 
     That is for fewer than 25 paths, or largest weights that are all equal. The tail holds ``min(N / 5, 3 sqrt(N))``
@@ -186,7 +191,7 @@ def pareto_k(log_w: Float[Array, " N"]) -> float | None:
     return float(shape)
 
 
-def importance_resample(key: PRNGKey, x: Array, gap: Float[Array, " N"], num_samples: int) -> tuple[Array, float]:
+def importance_resample(key: PRNGKey, x: Array, gap: Float[ArrayLike, " N"], num_samples: int) -> tuple[Array, float]:
     """Corrects posterior samples by self-normalised importance resampling.
 
     Args:
@@ -200,7 +205,7 @@ def importance_resample(key: PRNGKey, x: Array, gap: Float[Array, " N"], num_sam
       distinct samples' worth of information, however many are drawn.
     """
     log_w = np.asarray(gap, np.float64)
-    cumulative = np.cumsum(np.exp(log_w - scipy.special.logsumexp(log_w)))
+    cumulative = np.cumsum(np.exp(log_w - np.logaddexp.reduce(log_w)))
     # By inversion: Gumbel noise for every pair of a sample and a draw would not fit in memory.
     uniform = np.asarray(jax.random.uniform(key, (num_samples,)), np.float64) * cumulative[-1]
     index = np.searchsorted(cumulative, uniform, side="right")
@@ -208,7 +213,7 @@ def importance_resample(key: PRNGKey, x: Array, gap: Float[Array, " N"], num_sam
 
 
 def start_excess(
-    log_reward: Float[Array, " N"], log_reward_again: Float[Array, " N"], beta: float = 1.0
+    log_reward: Float[ArrayLike, " N"], log_reward_again: Float[ArrayLike, " N"], beta: float = 1.0
 ) -> tuple[float, float]:
     """What sharing p_T with the prior costs: ``Cov(r^beta, r'^beta) / Z^2`` over pairs of prior paths from one start.
 
@@ -224,6 +229,6 @@ def start_excess(
       The excess and its standard error.
     """
     pair = np.stack([np.asarray(log_reward, np.float64), np.asarray(log_reward_again, np.float64)]) * beta
-    r = np.exp(pair - scipy.special.logsumexp(pair) + math.log(pair.size))
+    r = np.exp(pair - np.logaddexp.reduce(pair, axis=None) + math.log(pair.size))
     products = (r[0] - r.mean()) * (r[1] - r.mean())
     return float(products.mean()), float(products.std(ddof=1) / math.sqrt(products.size))

@@ -5,6 +5,7 @@ so convolutions are covered). B starts at zero: the adapted network starts as th
 """
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def init(key: PRNGKey, params: PyTree, rank: int, select: str = ".*") -> PyTree:
     """
     if rank < 1:
         raise ValueError(f"LoRA's rank must be at least 1, got {rank}.")
-    flat = flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     chosen = [path for path, leaf in sorted(flat.items()) if leaf.ndim >= 2 and re.search(select, path)]
     if not chosen:
         raise ValueError(f"No kernel's path matches {select!r}; the paths are {sorted(flat)[:8]}...")
@@ -46,7 +47,7 @@ def init(key: PRNGKey, params: PyTree, rank: int, select: str = ".*") -> PyTree:
 
 def merge(params: PyTree, adapters: PyTree, alpha: float = 1.0) -> PyTree:
     """The base parameters with the adapters added; ``alpha`` is divided by each adapter's rank."""
-    flat = dict(flatten_dict(params, sep="/"))
+    flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
     for path, adapter in adapters.items():
         rank = adapter["a"].shape[-1]
         update = (alpha / rank) * (adapter["a"] @ adapter["b"])

@@ -81,6 +81,7 @@ def path_log_ratio(
     policy_params = varying_like(policy_params, xs)
     if trajectory.log_ratio is None:
         trajectory = rescore(process, Policy(jax.lax.stop_gradient(policy_params), apply_fn), trajectory)
+    assert trajectory.log_ratio is not None
     value = jnp.sum(trajectory.log_ratio, axis=0)
 
     @jax.custom_vjp

@@ -1,5 +1,7 @@
 """Meshes, and what it takes for one function to run both plainly and under ``jax.shard_map``."""
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
@@ -36,7 +38,8 @@ def check_divides(batch_size: int, mesh: Mesh) -> None:
 
 def trajectory_specs(trajectory: Trajectory) -> Trajectory:
     """Partition specs of a trajectory whose batch axis is split over the data axis."""
-    time_major, batch_major = P(None, DATA_AXIS), P(DATA_AXIS)
+    time_major: Any = P(None, DATA_AXIS)
+    batch_major: Any = P(DATA_AXIS)
     return Trajectory(
         xs=time_major,
         cond=jax.tree.map(lambda _: batch_major, trajectory.cond),

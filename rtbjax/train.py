@@ -61,7 +61,7 @@ class Objective(Protocol):
 
 
 def optimizer(
-    learning_rate: optax.ScalarOrSchedule, log_z_learning_rate: float, *, clip_norm: float | None = 1.0
+    learning_rate: optax.ScalarOrSchedule, log_z_learning_rate: float = 0.1, *, clip_norm: float | None = 1.0
 ) -> optax.GradientTransformation:
     """Adam for the policy, gradient clipped by global norm, and Adam at its own (large) rate for log Z."""
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
@@ -101,13 +101,15 @@ def make_update(
         )
         return jax.lax.pmean(loss, DATA_AXIS), jax.lax.pmean(gradient, DATA_AXIS), info
 
+    per_path: Any = P(DATA_AXIS)
+
     @jax.jit(donate_argnums=0)
     def step(state, trajectory, key):
         loss, gradient, info = jax.shard_map(
             local_gradient,
             mesh=mesh,
             in_specs=(P(), trajectory_specs(trajectory), P()),
-            out_specs=(P(), P(), LossInfo(P(DATA_AXIS), P(DATA_AXIS))),
+            out_specs=(P(), P(), LossInfo(per_path, per_path)),
         )(state.params, trajectory, key)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -153,7 +155,8 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
             arguments = dict(shape=block, cond=cond, widen=widen, look=look, index=index)
             return rollout(key, process, prior, posterior, **arguments)
 
-        time_major, batch_major = P(None, DATA_AXIS), P(DATA_AXIS)
+        time_major: Any = P(None, DATA_AXIS)
+        batch_major: Any = P(DATA_AXIS)
         # None stands for an absent leaf, so what is absent is left out of the specs too.
         specs = Trajectory(
             xs=time_major,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 
@@ -23,7 +24,7 @@ class Denoiser(Protocol):
 class RewardFn(Protocol):
     """A positive function r, by its logarithm."""
 
-    def __call__(self, x: Array, cond: Any) -> Float[Array, " B"]:
+    def __call__(self, x: Array, cond: Any, /) -> Float[ArrayLike, " B"]:
         """Maps samples ``x[B, E*]`` to ``log r``, one number per sample."""
         ...
 

@@ -4,9 +4,14 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import tempfile
+
 import jax
 import pytest
 
+# Runs in one session share what they compiled.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="rtbjax-xla-"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

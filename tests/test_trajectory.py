@@ -33,7 +33,7 @@ def with_features():
     process, prior, _ = gaussian()
 
     def apply_fn(params, x, t, cond, seen):
-        return params["gain"] * jnp.tanh(seen)
+        return params["gain"] * jnp.tanh(seen + t)
 
     params = {"gain": jnp.float32(0.8)}
     return process, prior, parametrise.correction(params, apply_fn, look=lambda output, x, t, cond: output * x + t)

@@ -7,6 +7,7 @@ from rtbjax.certificate import Certificate as Certificate
 from rtbjax.certificate import certify as certify
 from rtbjax.certificate import from_prior as from_prior
 from rtbjax.objective import LossInfo as LossInfo
+from rtbjax.objective import denoising_loss as denoising_loss
 from rtbjax.objective import loss as loss
 from rtbjax.process import Process as Process
 from rtbjax.process.absorbing import absorbing as absorbing

@@ -30,6 +30,10 @@ class Kernel(Protocol):
         """``self.log_prob(x) - other.log_prob(x)`` without the cancellation of two large totals."""
         ...
 
+    def kl(self, other: Self) -> Float[Array, " B"]:
+        """KL divergence from ``other``, summed over the event."""
+        ...
+
     def widen(self, amount: Float[Array, ""]) -> Self:
         """A broader law for exploration; ``amount`` 0 is this law itself."""
         ...
@@ -68,6 +72,11 @@ class Gaussian(NamedTuple):
         log_stds = jnp.broadcast_to(jnp.log(other.std / self.std), self.mean.shape)
         return _sum_event(0.5 * difference * (z_other + z_self) + log_stds)
 
+    def kl(self, other: "Gaussian") -> Float[Array, " B"]:
+        ratio = jnp.broadcast_to(self.std / other.std, self.mean.shape)
+        shift = (self.mean.astype(jnp.float32) - other.mean.astype(jnp.float32)) / other.std
+        return _sum_event(0.5 * (ratio**2 - 1.0 + shift**2) - jnp.log(ratio))
+
     def widen(self, amount: Float[Array, ""]) -> "Gaussian":
         """Adds an independent normal of standard deviation ``amount`` to every entry."""
         return self._replace(std=jnp.sqrt(self.std**2 + amount**2))
@@ -92,6 +101,13 @@ class Categorical(NamedTuple):
 
     def log_ratio(self, other: "Categorical", x: Array) -> Float[Array, " B"]:
         return _sum_event(self._gather(x) - other._gather(x))
+
+    def kl(self, other: "Categorical") -> Float[Array, " B"]:
+        # 0 log 0 = 0, also where both are impossible; and no NaN in the gradient of what is not selected.
+        possible = self.log_probs > -jnp.inf
+        mine = jnp.where(possible, self.log_probs, 0.0)
+        theirs = jnp.where(possible, other.log_probs, 0.0)
+        return _sum_event(jnp.where(possible, jnp.exp(mine) * (mine - theirs), 0.0))
 
     def widen(self, amount: Float[Array, ""]) -> "Categorical":
         """Tempers by ``1 / (1 + amount)``; classes of probability 0 keep it."""

@@ -165,3 +165,54 @@ def loss(
     estimate = partition.log_z_per_path(log_z, params, gap, trajectory.cond, group, axis_name)
     per_path = losses.rtb(log_ratio, trajectory.log_reward, estimate, beta=beta, cutoff=cutoff)
     return jnp.mean(per_path), LossInfo(gap, jax.lax.stop_gradient(estimate))
+
+
+def denoising_loss(
+    key: PRNGKey,
+    process: Process,
+    policy: Policy,
+    x0: Array,
+    cond: Any = None,
+    *,
+    prior: Policy | None = None,
+) -> Float[Array, " B"]:
+    """Trains a policy on data: the variational bound at one random step per sample (Ho et al. 2020, eq. 5).
+
+    ``T * KL(target kernel | policy's kernel)`` at a uniform step, on data noised up to it: an unbiased estimate of how
+    far the policy's path law is from that of noised data. On data this makes a prior; on exact posterior samples a
+    posterior, as exact as the prior chain is the reversal of the noising. No log r enters and no path is rolled out.
+
+    Args:
+      key: one for the batch.
+      process: the chain.
+      policy: differentiate with respect to its ``params``.
+      x0: data, ``[B, E*]``.
+      cond: conditions.
+      prior: needed if the policy builds on one (`Policy.look`).
+
+    Returns:
+      ``f32[B]``, in nats.
+
+    Raises:
+      ValueError: the policy builds on a prior and none is given.
+    """
+    if policy.look is not None and prior is None:
+        raise ValueError("This policy builds on a frozen prior: pass prior=.")
+    order_key, offset_key, noise_key = jax.random.split(key, 3)
+    batch = x0.shape[0]
+    # Stratified: one step from each of B equal parts of the chain, in random order.
+    order = jax.random.permutation(order_key, batch).astype(jnp.float32)
+    places = (order + jax.random.uniform(offset_key)) / batch * process.num_steps
+    steps = jnp.minimum(places.astype(jnp.int32), process.num_steps - 1)
+
+    def one(key, x0, cond, i):
+        x0, cond = jax.tree.map(lambda a: a[None], (x0, cond))
+        x = process.marginal(key[None], x0, i, cond)
+        t = process.time(i)
+        features = None
+        if policy.look is not None and prior is not None:
+            features = jax.lax.stop_gradient(policy.look(prior(x, t, cond), x, t, cond))
+        law = process.reverse(policy(x, t, cond, features), x, i)
+        return process.num_steps * process.target(x0, x, i).kl(law)[0]
+
+    return jax.vmap(one)(jax.random.split(noise_key, batch), x0, cond, steps)

@@ -31,7 +31,7 @@ def test_frechet_of_known_normals(other, expected):
 
 
 def test_frechet_of_covariances_that_do_not_commute():
-    """tr sqrt(A B) from the eigenvalues of A B, which are those of the symmetric form: here 2 and 1/2 times 2 +- ..."""
+    """tr sqrt(A B) from the eigenvalues of the unsymmetric product A B, which are real and positive."""
     a, b = np.asarray([[2.0, 1.0], [1.0, 2.0]]), np.asarray([[1.0, 0.0], [0.0, 5.0]])
     cross = np.sqrt(np.linalg.eigvals(a @ b)).sum()
     found = distances.frechet(exact_normal((0.0, 0.0), a), exact_normal((1.0, 0.0), b, seed=1))

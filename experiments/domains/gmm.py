@@ -13,7 +13,7 @@ from experiments.domains.base import Domain
 from experiments.plots import plt
 from experiments.pretrain import fit
 from experiments.settings import one_of
-from rtbjax import Policy, guidance
+from rtbjax import Policy, denoising_loss, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
 from rtbjax.nets.mlp import PISNet
 from rtbjax.process.sde import brownian_bridge
@@ -97,26 +97,6 @@ def build(config: ConfigDict) -> Domain:
     )
 
 
-def pretrain_loss(process, diffusion, net, batch):
-    """Maximum likelihood of bridge paths in its denoising form, at a random step per sample.
-
-    Given its end ``x_T`` the bridge's drift is ``(x_T - x) / (1 - t)``; matching that instead of each noisy increment
-    has the same expected gradient with less noise.
-    """
-
-    def loss(params, key):
-        data, steps, noise = jax.random.split(key, 3)
-        x0 = sample_mixture(data, batch)
-        t = jax.random.randint(steps, (batch,), 0, process.num_steps).astype(jnp.float32) / process.num_steps
-        std = jnp.sqrt(diffusion * t * (1.0 - t))
-        x = t[:, None] * x0 + std[:, None] * jax.random.normal(noise, x0.shape)
-        drift = net.apply({"params": params}, x, t)[:, :2]
-        target = (x0 - x) / (1.0 - t)[:, None]
-        return jnp.mean(jnp.sum((drift - target) ** 2, axis=-1)) / (2.0 * diffusion)
-
-    return loss
-
-
 def pretrain(config: ConfigDict, workdir: Path) -> None:
     """Trains the prior and writes it to ``workdir/gmm_prior.safetensors``."""
     settings = config.pretrain
@@ -124,7 +104,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     params = net.init(init_key, jnp.zeros((1, 2)), jnp.float32(0.0))["params"]
-    loss = pretrain_loss(process, config.process.diffusion, net, settings.batch_size)
+
+    def loss(params, key):
+        data_key, noise_key = jax.random.split(key)
+        x0 = sample_mixture(data_key, settings.batch_size)
+        return jnp.mean(denoising_loss(noise_key, process, Policy(params, prior_apply(net)), x0))
+
     params = fit(loss, params, settings, key=fit_key, workdir=workdir, label="gmm prior", steps_per_call=100)
     path = workdir / "gmm_prior.safetensors"
     weights.save(path, params, {"trained_on": "samples of the 25-mode mixture"})

@@ -138,7 +138,7 @@ def correction(key, config: ConfigDict, log_reward) -> Policy:
     return posterior.correction(params, apply_fn, look=look)
 
 
-def denoising_loss(net: UNet, images, batch: int):
+def prior_loss(net: UNet, images, batch: int):
     """Squared error of v at stratified timesteps of the cosine schedule (Salimans & Ho 2022)."""
     alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
     steps = alpha_bar.shape[0]
@@ -181,7 +181,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     if settings.what == "prior":
         net = unet(config)
         params = net.init(init_key, images[:1], jnp.float32(0.0))["params"]
-        loss = denoising_loss(net, images, settings.batch_size)
+        loss = prior_loss(net, images, settings.batch_size)
     else:
         net = Classifier()
         params = net.init(init_key, images[:1])["params"]

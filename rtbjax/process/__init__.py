@@ -30,6 +30,7 @@ class Process:
       forward: ``(keys[B], xs[i + 1], i, cond) -> xs[i]``, one step of noising.
       marginal: ``(keys[B], x0, i, cond) -> xs[i]`` directly from data.
       denoise: ``(output, xs[i], i) -> x0``, the network's estimate of the data.
+      target: ``(x0, xs[i], i) -> Kernel``, the law of ``xs[i + 1]`` if the data were known: that of a perfect denoiser.
     """
 
     num_steps: int
@@ -39,6 +40,7 @@ class Process:
     forward: Callable[[PRNGKey, Array, Int[Array, ""], Any], Array]
     marginal: Callable[[PRNGKey, Array, Int[Array, ""], Any], Array]
     denoise: Callable[[Any, Array, Int[Array, ""]], Array]
+    target: Callable[[Array, Array, Int[Array, ""]], Kernel]
 
 
 def split_output(output: Any) -> tuple[Array, Array, Array]:

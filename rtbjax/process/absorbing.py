@@ -66,9 +66,18 @@ def absorbing(
         stay = jnp.where(i == last, -jnp.inf, stay)
         return jax.nn.log_softmax(jnp.concatenate([tokens, stay[..., None]], axis=-1), axis=-1)
 
+    def certain(x):
+        """Log-probabilities of being x."""
+        return jnp.where(jax.nn.one_hot(x, vocab_size + 1, dtype=jnp.bool_), 0.0, -jnp.inf)
+
     def reverse(output, x, i):
-        frozen = jnp.where(jax.nn.one_hot(x, vocab_size + 1, dtype=jnp.bool_), 0.0, -jnp.inf)
-        return Categorical(jnp.where((x == mask_id)[..., None], masked_log_probs(output, i), frozen))
+        return Categorical(jnp.where((x == mask_id)[..., None], masked_log_probs(output, i), certain(x)))
+
+    def target(x0, x, i):
+        # A masked token is revealed, as what it is, with the step's probability.
+        stay = jnp.where(i == last, -jnp.inf, log_keep[i]) + certain(jnp.full_like(x0, mask_id))
+        revealed = jnp.logaddexp(certain(x0) + jnp.log(reveal[i]), stay)
+        return Categorical(jnp.where((x == mask_id)[..., None], revealed, certain(x)))
 
     def pin(x, cond):
         if given is None:
@@ -96,4 +105,5 @@ def absorbing(
         forward=forward,
         marginal=marginal,
         denoise=lambda output, x, i: jnp.where(x == mask_id, jnp.argmax(output, axis=-1).astype(jnp.int32), x),
+        target=target,
     )

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from rtbjax.kernels import Gaussian
 from rtbjax.process import Process, gaussian, normal, split_output
 
 
@@ -34,18 +35,18 @@ def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_s
         value, _, _ = split_output(output)
         return value if prediction == "sample" else x - sigma[i] * value
 
-    def reverse(output, x, i):
-        x0 = denoise(output, x, i)
-        return gaussian(output, x0 + shrink[i] * (x - x0), std[i])
+    def mean(x0, x, i):
+        return x0 + shrink[i] * (x - x0)
 
     return Process(
         num_steps=len(now),
         init=lambda keys, shape, cond: sigma[0] * normal(keys, shape[1:]),
         time=lambda i: times[i],
-        reverse=reverse,
+        reverse=lambda output, x, i: gaussian(output, mean(denoise(output, x, i), x, i), std[i]),
         forward=lambda keys, x, i, cond: x + blur[i] * normal(keys, x.shape[1:]),
         marginal=lambda keys, x0, i, cond: x0 + sigma[i] * normal(keys, x0.shape[1:]),
         denoise=denoise,
+        target=lambda x0, x, i: Gaussian(mean(x0, x, i), std[i]),
     )
 
 
@@ -83,4 +84,5 @@ def brownian_bridge(num_steps: int = 100, diffusion: float = 5.0) -> Process:
         forward=forward,
         marginal=marginal,
         denoise=lambda output, x, i: x + (1.0 - grid[i]) * split_output(output)[0],
+        target=lambda x0, x, i: Gaussian(x + dt * (x0 - x) / (1.0 - grid[i]), std),
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from rtbjax.kernels import Gaussian
 from rtbjax.process import Process, gaussian, normal, split_output
 from rtbjax.schedules import Respaced
 
@@ -100,17 +101,16 @@ def _vp(
             x0 = signal[i] * x - noise[i] * value
         return x0 if clip_x0 is None else jnp.clip(x0, -clip_x0, clip_x0)
 
-    def reverse(output, x, i):
-        x0 = denoise(output, x, i)
-        eps = (x - signal[i] * x0) / noise[i]
-        return gaussian(output, signal[i + 1] * x0 + direction[i] * eps, step_std[i])
+    def mean(x0, x, i):
+        return signal[i + 1] * x0 + direction[i] * (x - signal[i] * x0) / noise[i]
 
     return Process(
         num_steps=len(schedule.timesteps),
         init=lambda keys, shape, cond: normal(keys, shape[1:]),
         time=lambda i: times[i],
-        reverse=reverse,
+        reverse=lambda output, x, i: gaussian(output, mean(denoise(output, x, i), x, i), step_std[i]),
         forward=lambda keys, x, i, cond: keep[i] * x + blur[i] * normal(keys, x.shape[1:]),
         marginal=lambda keys, x0, i, cond: signal[i] * x0 + noise[i] * normal(keys, x0.shape[1:]),
         denoise=denoise,
+        target=lambda x0, x, i: Gaussian(mean(x0, x, i), step_std[i]),
     )

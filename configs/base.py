@@ -43,6 +43,15 @@ def base() -> ConfigDict:
     config.behaviour.widen_hold = 0  # ... for so many steps,
     config.behaviour.widen_until = 1  # ... then falling linearly to 0 at this one.
 
+    # A value-guided posterior first regresses its value on the prior paths rolled out for acceptance.
+    config.value = ConfigDict()
+    config.value.steps = 0
+    config.value.batch_size = 256
+    config.value.learning_rate = 2e-3
+    config.value.weight_decay = 1e-2
+    config.value.ema = 0.99
+    config.value.checkpoint_every = 1_000_000
+
     config.posterior = ConfigDict()
     config.posterior.kind = "full"
     config.posterior.learn_variance = False

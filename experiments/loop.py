@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from experiments import objectives, proposal, records, weights
+from experiments import objectives, proposal, records, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
 from rtbjax import Policy, Trajectory, certificate, train
@@ -41,7 +41,7 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
         0.0 if settings.warmup_steps else settings.learning_rate,
         settings.learning_rate,
         settings.warmup_steps,
-        settings.steps,
+        max(settings.steps, settings.warmup_steps + 1),
     )
 
 
@@ -63,7 +63,13 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Co
     if found is None:
         first, before = 0, 0.0
         with tqdm(total=config.behaviour.warm_accepted, desc="gathering exact paths", unit="path") as bar:
-            buffers = source.init(jax.random.fold_in(key, 0xACCE), bar)
+            seen = warm_start.PriorPaths()
+            buffers = source.init(jax.random.fold_in(key, 0xACCE), bar, seen.keep)
+        if domain.log_h is not None and config.value.steps:
+            policy = warm_start.value(
+                config, domain, seen, state.params["policy"], jax.random.fold_in(key, 0xA1), workdir
+            )
+            state = train.init_state(state.params | {"policy": policy}, optimizer)
     else:
         first, saved = found
         state, buffers, before = saved["state"], saved["buffers"], float(saved["seconds"])

@@ -35,12 +35,13 @@ class Buffers(NamedTuple):
 class Proposal(NamedTuple):
     """Attributes:
     blank: empty buffers.
-    init: ``(key, progress bar) -> Buffers``, gathers what must be there before the first step.
+    init: ``(key, progress bar, keep) -> Buffers``, gathers what must be there before the first step; ``keep`` gets
+      every batch of prior paths it rolls out.
     propose: ``(key, step, params, buffers) -> (Trajectory, Buffers)``.
     """
 
     blank: Callable[[], Buffers]
-    init: Callable[[Array, tqdm], Buffers]
+    init: Callable[[Array, tqdm, Callable[[Trajectory], None]], Buffers]
     propose: Callable[[Array, int, Any, Buffers], tuple[Trajectory, Buffers]]
 
 
@@ -154,7 +155,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
             visited=replay.init(end, settings.capacity) if paths["replay"] else None,
         )
 
-    def init(key: Array, bar: tqdm) -> Buffers:
+    def init(key: Array, bar: tqdm, keep: Callable[[Trajectory], None]) -> Buffers:
         accepted, visited = blank()
         if uses_accepted:
             wanted, drawn = min(settings.warm_accepted, settings.capacity), 0
@@ -167,6 +168,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
                     )
                 roll_key, accept_key = jax.random.split(jax.random.fold_in(key, drawn))
                 trajectory = rewarded(roll_gather(roll_key, prior))
+                keep(trajectory)
                 accepted = keep_accepted(accept_key, accepted, trajectory)
                 drawn += gather_size
             bar.update(wanted - bar.n)

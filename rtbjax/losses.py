@@ -67,6 +67,18 @@ def dpok(
     return (whitened(jnp.exp(log_reward)) - kl_weight * (kl - jnp.mean(kl))) * log_ratio
 
 
-def mle(log_post: Float[Array, " B"]) -> Float[Array, " B"]:
-    """Negative log-likelihood of paths: what trains a prior on noised data."""
-    return -log_post
+def value(
+    log_h: Float[Array, " B"], log_reward: Float[Array, " B"], log_bound: float, *, beta: float = 1.0
+) -> Float[Array, " B"]:
+    """Cross-entropy of acceptance: makes ``exp(log_h)`` the mean of ``(r / R)^beta`` given a state of a *prior* path.
+
+    Args:
+      log_h: at any state of each path, at most 0.
+      log_reward: log r at its end.
+      log_bound: log R.
+      beta: the exponent of r.
+    """
+    accepted = jnp.exp(beta * (log_reward - log_bound))
+    # log(1 - h), kept finite where h has reached 1.
+    log_rejected = jnp.log(-jnp.expm1(jnp.minimum(log_h, -1e-6)))
+    return -(accepted * log_h + (1.0 - accepted) * log_rejected)

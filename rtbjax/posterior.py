@@ -56,6 +56,28 @@ def correction(params: PyTree, apply_fn: Callable, *, look: Callable | None = No
     return Policy(params, corrected, features)
 
 
+def value_guided(params: PyTree, log_h: Callable[[PyTree, Array, Array, Any], Array]) -> Policy:
+    """Steers the frozen prior by the gradient of a learned value, ``log h(x, t) = log E[r^beta | x_t = x]``.
+
+    The exact posterior is the prior steered by the exact value, up to the step size (Doob's h-transform). A value can
+    be regressed on prior paths first (`rtbjax.losses.value`), each of which teaches T states; RTB then trains the same
+    parameters to balance.
+
+    Args:
+      params: of ``log_h``, whose last layer starts at zero.
+      log_h: ``(params, x, t, cond) -> f32[B]``, twice differentiable.
+
+    Returns:
+      A policy with ``look``: paths carry the prior's output.
+    """
+
+    def apply_fn(params, x, t, cond, output):
+        gradient = jax.grad(lambda x: jnp.sum(log_h(params, x, t, cond)))(x)
+        return Steered(output, gradient)
+
+    return Policy(params, apply_fn, lambda output, x, t, cond: output)
+
+
 def langevin(
     base: Policy,
     scale_params: PyTree,

@@ -1,5 +1,6 @@
 """The experiments in process, shrunk: what a run leaves behind, resuming, and every kind of bad input."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import gmm as gmm_config
 from configs import mnist as mnist_config
-from experiments import compare, data, exact, loop, records, run, settings, weights
+from experiments import compare, data, loop, records, run, settings, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains import gmm, images
 from rtbjax.rewards import RewardError
@@ -188,19 +189,17 @@ def broken(value):
         (lambda x, cond: 1 / 0, "ZeroDivisionError"),
     ],
 )
-def test_a_bad_reward_stops_the_run_and_loses_nothing(config, tmp_path, monkeypatch, reward, message):
-    workdir = tmp_path / "w"
-    run.execute(config, workdir)
+def test_a_bad_reward_stops_the_run_and_loses_nothing(config, tmp_path, reward, message):
+    settings, domain = changed(config, train__steps=2), gmm.build(config)
+    workdir, clock = tmp_path / "w", loop.CompileClock()
+    loop.run(settings, domain, workdir, run.data_mesh(1), clock)
     before = (workdir / "final_params.safetensors").read_bytes()
-    (workdir / "summary.json").unlink()
-    monkeypatch.setattr(gmm, "log_reward", reward)
-    # A callable that is not JAX stays outside jit.
-    monkeypatch.setattr(gmm.jax, "jit", lambda f, **_: f) if message == "ZeroDivisionError" else None
-    domain = gmm.build(config)
-    object.__setattr__(domain, "log_reward", reward)
     with pytest.raises(RewardError, match=message):
-        exact._draw(config, domain, run.data_mesh(1))
+        loop.run(config, dataclasses.replace(domain, log_reward=reward), workdir, run.data_mesh(1), clock)
     assert (workdir / "final_params.safetensors").read_bytes() == before
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 2
+    loop.run(config, domain, workdir, run.data_mesh(1), clock)
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_data_files_that_are_not_what_they_should_be(tmp_path):

@@ -174,3 +174,23 @@ def test_widened_categorical_is_flatter_and_keeps_the_impossible_impossible():
     np.testing.assert_allclose(wide[0, 0] / wide[0, 1], np.sqrt(7 / 3), rtol=1e-5)
     np.testing.assert_array_equal(wide[1], [0.0, 1.0, 0.0])
     np.testing.assert_allclose(Categorical(log_probs).widen(jnp.float32(0.0)).log_probs, log_probs, rtol=1e-6)
+
+
+def test_gaussian_kl_is_the_mean_log_ratio():
+    mean_p, mean_q = np.array([[0.3, -1.0]]), np.array([[0.1, 0.5]])
+    p = Gaussian(jnp.asarray(mean_p, jnp.float32), jnp.float32(0.7))
+    q = Gaussian(jnp.asarray(mean_q, jnp.float32), jnp.float32(1.2))
+    expected = 0.0
+    for a, b in zip(mean_p[0], mean_q[0], strict=True):
+        law = scipy.stats.norm(a, 0.7)
+        expected += law.expect(lambda x, law=law, b=b: law.logpdf(x) - scipy.stats.norm.logpdf(x, b, 1.2))
+    np.testing.assert_allclose(p.kl(q), [expected], rtol=1e-5)
+    np.testing.assert_array_equal(p.kl(p), [0.0])
+
+
+def test_categorical_kl_ignores_what_is_impossible():
+    p = Categorical(jnp.log(jnp.asarray([[[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]])))
+    q = Categorical(jnp.log(jnp.asarray([[[0.25, 0.5, 0.25], [0.0, 1.0, 0.0]]])))
+    np.testing.assert_allclose(p.kl(q), [0.5 * np.log(2.0)], rtol=1e-6)
+    gradient = jax.grad(lambda lp: jnp.sum(p.kl(Categorical(lp))))(q.log_probs)
+    np.testing.assert_allclose(gradient, [[[-0.5, -0.5, 0.0], [0.0, -1.0, 0.0]]], atol=1e-6)

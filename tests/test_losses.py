@@ -138,8 +138,20 @@ def test_reinforce_on_two_paths_by_hand():
     )
 
 
-def test_whitened_and_mle():
+def test_whitened():
     white = losses.whitened(jnp.asarray([5.0, 1.0, 3.0, 3.0]))
     np.testing.assert_allclose(white, np.sqrt([2.0, 2.0, 0.0, 0.0]) * np.asarray([1, -1, 0, 0]), rtol=1e-5)
     np.testing.assert_array_equal(losses.whitened(jnp.full((3,), 2.0)), np.zeros(3))
-    np.testing.assert_array_equal(losses.mle(jnp.asarray([-3.0, 2.0])), [3.0, -2.0])
+
+
+def test_the_value_loss_is_least_at_the_rate_of_acceptance():
+    log_reward = jnp.log(jnp.asarray([0.9, 0.1, 0.4, 0.6]))
+    rate = float(jnp.mean(jnp.exp(0.5 * (log_reward - 0.3))))
+
+    def mean_loss(log_h):
+        return jnp.mean(losses.value(jnp.broadcast_to(log_h, (4,)), log_reward, 0.3, beta=0.5))
+
+    best = jnp.log(jnp.float32(rate))
+    assert abs(jax.grad(mean_loss)(best)) < 1e-5
+    assert mean_loss(best) < min(mean_loss(best - 0.1), mean_loss(best + 0.1))
+    assert jnp.isfinite(jax.grad(mean_loss)(jnp.float32(0.0)))

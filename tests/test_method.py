@@ -24,6 +24,7 @@ def one_step(rho, std):
         forward=lambda keys, x, i, cond: x,
         marginal=lambda keys, x0, i, cond: x0,
         denoise=lambda output, x, i: x,
+        target=lambda x0, x, i: Gaussian(x0, jnp.float32(std)),
     )
 
 

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from oracles import LinearGaussian, QuadraticGaussian
+from oracles import GaussianData, LinearGaussian, QuadraticGaussian
 
 import rtbjax
+from rtbjax import schedules
+from rtbjax.process import sde, vp
+from rtbjax.process.absorbing import absorbing
 from rtbjax.trajectory import log_prob, noise, rollout, score
 from rtbjax.types import Policy
 
@@ -182,3 +185,49 @@ def test_apply_fn_may_close_over_traced_base_parameters(key):
     )
     actual = gradient(chain.prior.params, params)
     np.testing.assert_allclose(actual["policy"]["shift"], expected["policy"]["shift"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ve"])
+def test_denoising_loss_is_least_at_the_optimal_denoiser(key, kind):
+    """For Gaussian data the optimum is known; any shift of it costs more, on the same noise."""
+    data = GaussianData()
+    alpha_bar = schedules.cosine_alpha_bar()
+    if kind == "ddpm":
+        process = vp.ddpm(schedules.respace(alpha_bar, 10), prediction="sample", min_std=0.05)
+        policy = data.vp(alpha_bar, "sample")
+    else:
+        process = sde.variance_exploding(schedules.geometric_sigma(10, 5.0, 0.1), prediction="sample", min_std=0.05)
+        policy = data.ve()
+    x0 = data.mean + data.std * jax.random.normal(key, (4096, 1))
+
+    def loss(shift):
+        shifted = Policy({}, lambda params, x, t, cond: policy(x, t, cond) + shift)
+        return jnp.mean(rtbjax.denoising_loss(key, process, shifted, x0))
+
+    values = jax.jit(jax.vmap(loss))(jnp.asarray([-0.05, 0.0, 0.05]))
+    assert values[1] < values[0] and values[1] < values[2]
+
+
+def test_denoising_loss_of_a_masked_chain_is_least_at_the_conditionals(key):
+    process = absorbing(schedules.linear_mask_rate(4), 3)
+    x0 = jax.random.categorical(key, jnp.log(jnp.asarray([0.5, 0.3, 0.2])), shape=(4096, 1)).astype(jnp.int32)
+
+    def loss(logits):
+        policy = Policy(logits, lambda params, x, t, cond: jnp.broadcast_to(params, (*x.shape, 3)))
+        return jnp.mean(rtbjax.denoising_loss(key, process, policy, x0))
+
+    counts = jnp.bincount(x0[:, 0], length=3)
+    gradient = jax.grad(loss)(jnp.log(counts.astype(jnp.float32)))
+    # The noise masks a random subset, whose frequencies differ from the whole by 1 / sqrt(4096).
+    assert float(jnp.abs(gradient).max()) < 0.1
+    assert float(jnp.abs(jax.grad(loss)(jnp.zeros(3))).max()) > 0.1
+
+
+def test_denoising_loss_asks_for_the_prior_it_builds_on(key):
+    chain = LinearGaussian()
+    policy = Policy({}, lambda params, x, t, cond, features: features, lambda output, x, t, cond: output)
+    with pytest.raises(ValueError, match="prior="):
+        rtbjax.denoising_loss(key, chain.process, policy, jnp.zeros((4, 2)))
+    given = rtbjax.denoising_loss(key, chain.process, policy, jnp.ones((4, 2)), prior=chain.prior)
+    plain = rtbjax.denoising_loss(key, chain.process, chain.prior, jnp.ones((4, 2)))
+    np.testing.assert_allclose(given, plain, rtol=1e-6)

@@ -264,3 +264,25 @@ def test_lora_errors():
         lora.init(jax.random.key(0), tree(), rank=2, select="attention")
     with pytest.raises(ValueError, match="'bias'"):  # matches, but is no matrix
         parametrise.lora(jax.random.key(0), PRIOR, rank=2, select="bias")
+
+
+def test_steering_by_the_exact_value_is_the_exact_posterior(key):
+    chain = LinearGaussian()
+    steps = chain.num_steps
+    # In units of score: the drift's shift, over the diffusion per unit time.
+    slopes = chain.exact_shift["shift"] / 1.5
+
+    def log_h(params, x, t, cond):
+        return x @ params["slope"][jnp.round(t * steps).astype(jnp.int32)]
+
+    steered = parametrise.value_guided({"slope": slopes}, log_h)
+    paths = rollout(key, chain.process, chain.prior, steered, shape=(16, 2))
+    paths = paths._replace(log_reward=chain.log_reward(paths.xs[-1]))
+    arguments = dict(process=chain.process, apply_fn=steered.apply_fn)
+    value, info = rtbjax.loss({"policy": steered.params}, paths, **arguments)
+    assert value < 1e-8
+    np.testing.assert_allclose(info.gap, chain.log_z, atol=1e-3)
+    # And balance can train the value: away from the optimum its gradient is not zero.
+    other = {"policy": {"slope": jnp.zeros_like(slopes)}}
+    gradient, _ = jax.grad(rtbjax.loss, has_aux=True)(other, paths._replace(log_ratio=None), **arguments)
+    assert float(jnp.abs(gradient["policy"]["slope"]).max()) > 0.01

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Array
 
 from rtbjax import Policy, Process, RewardFn
 
@@ -23,6 +24,7 @@ class Domain:
       event_shape: of one sample.
       prior: frozen.
       posterior: the parametrisation to train, at its start.
+      log_h: for a posterior steered by a value, ``(params, x, t, cond) -> log h``; else None.
       log_reward: log r, ``(x, cond) -> f[B]``.
       log_bound: declared bound on log r, or None.
       fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.
@@ -41,3 +43,4 @@ class Domain:
     fingerprint: str
     evaluate: Callable[[Samples], dict[str, Any]]
     plot: Callable[[Path, Samples], None]
+    log_h: Callable[..., Array] | None = None

@@ -17,6 +17,7 @@ from rtbjax import Policy, posterior, schedules
 from rtbjax.metrics.distances import diversity, frechet
 from rtbjax.nets.classifier import Classifier
 from rtbjax.nets.unet import UNet
+from rtbjax.nets.value import ValueNet
 from rtbjax.process import vp
 
 SHAPE = (28, 28, 1)
@@ -81,18 +82,27 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: an unknown label or parametrisation.
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
-    one_of(config, "posterior.kind", ("full", "lora", "correction"))
+    one_of(config, "posterior.kind", ("full", "lora", "correction", "value"))
     net, params = load_unet(config)
     classifier, classifier_params = load_classifier(config)
     prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
     log_reward = make_log_reward(classifier, classifier_params, config.reward.label)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x105A)
+    log_h = None
     if config.posterior.kind == "full":
         learner = posterior.full_copy(prior)
     elif config.posterior.kind == "lora":
         learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
-    else:
+    elif config.posterior.kind == "correction":
         learner = correction(key, config, log_reward)
+    else:
+        value = ValueNet(initial=config.posterior.initial_value)
+        value_params = value.init(key, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))["params"]
+
+        def log_h(params, x, t, cond):
+            return value.apply({"params": params}, x, t)
+
+        learner = posterior.value_guided(value_params, log_h)
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
@@ -117,6 +127,7 @@ def build(config: ConfigDict) -> Domain:
         ),
         evaluate=make_evaluate(classifier, classifier_params, log_reward, config.reward.label),
         plot=plot,
+        log_h=log_h,
     )
 
 

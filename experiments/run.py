@@ -49,15 +49,15 @@ def execute(config: ConfigDict, workdir: Path, mode: str = "train") -> compare.F
     records.claim(workdir, config.to_dict(), ignore=("eval", "log") if mode == "evaluate" else ())
     mesh = data_mesh(config.devices or None)
     domain = domain_module(config).build(config)
-    known = exact.posterior(config, domain, mesh)
     summary = records.read_summary(workdir)
     if summary is not None and mode == "train":
         print(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
-        return compare.Finished(domain, summary, known)
+        return compare.Finished(domain, summary, exact.posterior(config, domain, mesh))
     if mode == "evaluate":
         posterior, train_seconds = loop.restore(config, domain, workdir)
     else:
         posterior, train_seconds = loop.run(config, domain, workdir, mesh, clock)
+    known = exact.posterior(config, domain, mesh)
     result = evaluate.evaluate(config, domain, posterior, known, workdir, mesh)
     seconds = {"compile": clock.seconds, "train": train_seconds, "total": clock.since_start()}
     summary = evaluate.summarise(config, domain, result, seconds, workdir)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import LinearGaussian
 
 import rtbjax
 from rtbjax import lora

@@ -59,14 +59,18 @@ def respace(
       final_alpha_bar: the signal fraction that counts as data.
 
     Raises:
-      ValueError: ``num_steps`` outside 1..num_train_steps, or an unknown spacing.
+      ValueError: ``num_steps`` outside 1..num_train_steps, ``steps_offset`` beyond the schedule, or an unknown spacing.
     """
     num_train_steps = len(alpha_bar)
     if not 1 <= num_steps <= num_train_steps:
         raise ValueError(f"num_steps must lie in 1..{num_train_steps} (the training steps), got {num_steps}.")
     if spacing == "leading":
-        timesteps = np.arange(num_steps) * (num_train_steps // num_steps) + steps_offset
-        timesteps = np.minimum(timesteps, num_train_steps - 1)[::-1]
+        timesteps = (np.arange(num_steps) * (num_train_steps // num_steps) + steps_offset)[::-1]
+        if timesteps[-1] < 0 or timesteps[0] >= num_train_steps:
+            highest = num_train_steps - 1 - (timesteps[0] - steps_offset)
+            raise ValueError(
+                f"steps_offset must lie in 0..{highest} for {num_steps} leading steps, got {steps_offset}."
+            )
     elif spacing == "trailing":
         timesteps = np.round(np.arange(num_steps, 0, -1) * num_train_steps / num_steps).astype(int) - 1
     else:

@@ -45,7 +45,7 @@ def rollout(
       posterior: whose paths to sample; ``log_ratio`` is then exact for its present parameters.
       shape: ``(B, *E)``.
       cond: conditions with leading axis B, or None.
-      look: which features of the prior to keep with its paths (`Policy.look`); a posterior's own by default.
+      look: which features of the prior to keep with *its* paths (`Policy.look`); a posterior brings its own.
       widen: exploration. The sampling kernel is ``Kernel.widen(widen)``; scores are those of the kernel itself.
       index: global index of each sample, ``arange(B)`` if None.
 

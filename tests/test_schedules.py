@@ -101,3 +101,9 @@ def test_loglinear_mask_rate_is_that_of_sedds_noise():
 
 def test_geometric_sigma_table():
     np.testing.assert_allclose(schedules.geometric_sigma(3, 8.0, 2.0), [8.0, 4.0, 2.0, 0.0])
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_an_offset_beyond_the_schedule_is_an_error(offset):
+    with pytest.raises(ValueError, match=r"steps_offset must lie in 0\.\.0"):
+        schedules.respace(ALPHA_BAR, len(ALPHA_BAR), "leading", steps_offset=offset)

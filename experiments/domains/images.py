@@ -1,5 +1,6 @@
 """Classifier-guided images: p(x) p(class | x), the prior a small U-Net the project trains (paper, sec. 3.1)."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -99,9 +100,7 @@ def build(config: ConfigDict) -> Domain:
         value = ValueNet(initial=config.posterior.initial_value)
         value_params = value.init(key, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))["params"]
 
-        def log_h(params, x, t, cond):
-            return value.apply({"params": params}, x, t)
-
+        log_h = partial(_log_h, value)
         learner = posterior.value_guided(value_params, log_h)
     if config.posterior.learn_variance:
         steps = config.process.num_steps
@@ -201,6 +200,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     path = workdir / f"mnist_{'prior' if settings.what == 'prior' else 'classifier'}.safetensors"
     weights.save(path, params, {"trained_on": f"{len(images)} digits from {found.source}"})
     print(f"{path}: use it by --config.{settings.what}.weights={path}")
+
+
+def _log_h(value: ValueNet, params, x, t, cond):
+    return value.apply({"params": params}, x, t)
 
 
 def make_evaluate(net, params, log_reward, label):

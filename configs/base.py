@@ -46,6 +46,7 @@ def base() -> ConfigDict:
     # A value-guided posterior first regresses its value on the prior paths rolled out for acceptance.
     config.value = ConfigDict()
     config.value.steps = 0
+    config.value.noised = 0.75  # Share of the states that are path ends noised anew.
     config.value.batch_size = 256
     config.value.learning_rate = 2e-3
     config.value.weight_decay = 1e-2

@@ -28,8 +28,8 @@ class PriorPaths:
 def value(config: ConfigDict, domain: Domain, paths: PriorPaths, params: PyTree, key: Array, workdir: Path) -> PyTree:
     """Fits ``domain.log_h`` to the acceptance of the prior paths, at random steps; returns its parameters.
 
-    A share ``config.value.noised`` of the states are the paths' ends noised anew: a few thousand paths are soon known by
-    heart, fresh noise is not.
+    A share ``config.value.noised`` of the states are the paths' ends noised anew: a few thousand paths are soon known
+    by heart, fresh noise is not.
     """
     assert domain.log_h is not None and domain.log_bound is not None
     log_h, log_bound = domain.log_h, domain.log_bound

@@ -225,3 +225,11 @@ def test_start_excess_tells_a_chain_that_forgets_its_start_from_one_that_remembe
     # Tempering the reward shrinks what its start can cost.
     half, _ = certificate.start_excess(*pair, beta=0.5)
     assert forgets or half < 0.5 * excess
+
+
+def test_even_weights_do_not_make_distant_samples_consistent():
+    """Lognormal weights of log-std 0.75: ESS exp(-0.5625) = 0.57 would pass, a path-KL of 0.28 nats does not."""
+    gap = 0.75 * np.random.default_rng(0).normal(size=20_000) - 0.28125
+    found = certificate.certify(gap, certificate.exact(0.0, "closed form"))
+    assert found.ess > certificate.MIN_ESS and found.path_kl > certificate.MAX_PATH_KL
+    assert found.verdict == "importance_weight"

@@ -3,6 +3,12 @@
 from ml_collections import ConfigDict, config_dict
 
 
+def check_variant(file: str, variant: str, allowed: tuple[str, ...]) -> None:
+    """Raises a ValueError naming the variants a config has, unless ``variant`` is one of them."""
+    if variant not in allowed:
+        raise ValueError(f"{file} has no variant {variant!r}; it has {', '.join(filter(None, allowed))}.")
+
+
 def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0

@@ -8,14 +8,13 @@
 Expected: see docs/results/gmm.md. The prior is shipped; --mode=pretrain makes it anew in two minutes.
 """
 
-from configs.base import base
+from configs.base import base, check_variant
 
 VARIANTS = ("", "learned_variance", "figure1", "smoke")
 
 
 def get_config(variant: str = ""):
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/gmm.py has no variant {variant!r}; it has {', '.join(filter(None, VARIANTS))}.")
+    check_variant("configs/gmm.py", variant, VARIANTS)
     config = base()
     config.domain = "gmm"
     config.prior = {"weights": "weights/gmm_prior.safetensors", "width": 64}

@@ -9,14 +9,13 @@
 Expected: see docs/results/mnist.md. Labels: 0..9, even, odd.
 """
 
-from configs.base import base
+from configs.base import base, check_variant
 
 VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = ""):
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/mnist.py has no variant {variant!r}; it has {', '.join(filter(None, VARIANTS))}.")
+    check_variant("configs/mnist.py", variant, VARIANTS)
     config = base()
     config.domain = "images"
     config.prior = {

@@ -20,9 +20,11 @@ def get_config(variant: str = ""):
     config.prior = {"weights": "weights/gmm_prior.safetensors", "width": 64}
     config.process.num_steps = 100
     config.process.diffusion = 5.0
-    config.train.steps = 4000
+    config.train.steps = 5000
     config.train.batch_size = 500
     config.train.learning_rate = 2e-3
+    config.behaviour.accepted = 0.4
+    config.behaviour.capacity = config.behaviour.warm_accepted = 16_384
     config.behaviour.widen = 0.5
     config.behaviour.widen_hold = 300
     config.behaviour.widen_until = 2000
@@ -36,13 +38,14 @@ def get_config(variant: str = ""):
     if variant == "smoke":
         config.train.steps = 40
         config.checkpoint.every = 20
+        config.behaviour.capacity = config.behaviour.warm_accepted = 512
         config.eval.num_samples = config.eval.exact_samples = 4_000
     return config
 
 
 def comparisons():
     """The paper's figure 1 and C.1, and the fair KL-regularised baseline (Deleu et al. 2025)."""
-    on_policy = {"behaviour.widen": 0.0}
+    on_policy = {"behaviour.widen": 0.0, "behaviour.accepted": 0.0}
     runs = {"RTB": {}}
     runs["REINFORCE on r, no KL"] = on_policy | {"objective.loss": "reinforce_reward"}
     for alpha in (1.0, 0.8, 0.7, 0.5, 0.3):
@@ -51,6 +54,6 @@ def comparisons():
             "objective.alpha": alpha,
         }
     runs["REINFORCE on log r, KL in the advantage"] = on_policy | {"objective.loss": "reinforce"}
-    runs["classifier guidance"] = {"posterior.kind": "classifier_guidance", "train.steps": 0}
+    runs["classifier guidance"] = on_policy | {"posterior.kind": "classifier_guidance", "train.steps": 0}
     # Dots separate fields in a config's names, so the list is kept as text.
     return {"runs": [(name, list(changes.items())) for name, changes in runs.items()]}

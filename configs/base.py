@@ -49,15 +49,24 @@ def base() -> ConfigDict:
     config.behaviour.widen_hold = 0  # ... for so many steps,
     config.behaviour.widen_until = 1  # ... then falling linearly to 0 at this one.
 
-    # A value-guided posterior first regresses its value on the prior paths rolled out for acceptance.
+    # A steered posterior starts from regressions on the prior paths rolled out for acceptance: first log h ...
     config.value = ConfigDict()
-    config.value.steps = 0
-    config.value.noised = 0.75  # Share of the states that are path ends noised anew.
-    config.value.batch_size = 256
-    config.value.learning_rate = 2e-3
+    config.value.steps = 1500
+    config.value.batch_size = 1024
+    config.value.learning_rate = 3e-3
     config.value.weight_decay = 1e-2
     config.value.ema = 0.99
     config.value.checkpoint_every = 1_000_000
+
+    # ... then the score, on gradients of log h along the accepted paths.
+    config.steer = ConfigDict()
+    config.steer.draws = 4  # Gradients per accepted path and step.
+    config.steer.steps = 0
+    config.steer.batch_size = 128
+    config.steer.learning_rate = 2e-3
+    config.steer.weight_decay = 1e-3
+    config.steer.ema = 0.99
+    config.steer.checkpoint_every = 1_000_000
 
     config.posterior = ConfigDict()
     config.posterior.kind = "full"

@@ -56,7 +56,7 @@ def exact_gap(
     if not keep.any():
         return None
     rescore = jax.jit(lambda policy, xs: score(domain.process, domain.prior, xs, None, policy).log_ratio)
-    return np.asarray(rescore(posterior, trajectory.xs)).sum(axis=0)[keep] + beta * log_r[keep]
+    return np.asarray(rescore(posterior, trajectory.xs[:, keep])).sum(axis=0) + beta * log_r[keep]
 
 
 def evaluate(
@@ -75,9 +75,7 @@ def evaluate(
     if half:
         samples |= {"exact": known.samples[:half], "exact_again": known.samples[half:]}
     metrics = domain.evaluate(samples)
-    prior_gap = beta * log_r_prior
-    metrics["prior_ess"] = certificate.effective_sample_size(prior_gap)
-    metrics["mean_log_reward"] = float(log_r.mean())
+    metrics["prior_ess"] = certificate.effective_sample_size(beta * log_r_prior)
     titles = {"prior": "prior", "rtb": "RTB posterior", "exact": "exact posterior"}
     domain.plot(workdir / "samples.png", {title: samples[name] for name, title in titles.items() if name in samples})
     # Half precision resolves 1e-3 of a pixel and of a mode's width.

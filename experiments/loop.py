@@ -63,12 +63,12 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Co
     if found is None:
         first, before = 0, 0.0
         with tqdm(total=config.behaviour.warm_accepted, desc="gathering exact paths", unit="path") as bar:
-            seen = warm_start.PriorPaths()
-            buffers = source.init(jax.random.fold_in(key, 0xACCE), bar, seen.keep)
-        if domain.log_h is not None and config.value.steps:
-            policy = warm_start.value(
-                config, domain, seen, state.params["policy"], jax.random.fold_in(key, 0xA1), workdir
-            )
+            seen = warm_start.Seen()
+            keep = seen.keep if domain.value is not None else lambda trajectory: None
+            buffers = source.init(jax.random.fold_in(key, 0xACCE), bar, keep)
+        if domain.value is not None and config.steer.steps:
+            accepted = source.accepted_paths(buffers)
+            policy = warm_start.run(config, domain, seen, accepted, jax.random.fold_in(key, 0xA1), workdir)
             state = train.init_state(state.params | {"policy": policy}, optimizer)
     else:
         first, saved = found

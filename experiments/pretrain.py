@@ -46,9 +46,11 @@ def fit(
     def step(carry, i):
         params, opt_state, average = carry
         value, gradient = jax.value_and_grad(loss)(params, jax.random.fold_in(key, i))
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
-        decay = jnp.minimum(settings.ema, (1.0 + i) / (10.0 + i))
+        done = i.astype(jnp.float32)
+        decay = jnp.minimum(settings.ema, (1.0 + done) / (10.0 + done))
         average = optax.incremental_update(params, average, 1.0 - decay)
         return (params, opt_state, average), value
 

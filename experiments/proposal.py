@@ -38,11 +38,13 @@ class Proposal(NamedTuple):
     init: ``(key, progress bar, keep) -> Buffers``, gathers what must be there before the first step; ``keep`` gets
       every batch of prior paths it rolls out.
     propose: ``(key, step, params, buffers) -> (Trajectory, Buffers)``.
+    accepted_paths: the states in the buffer of accepted paths, ``[T + 1, N, E*]``.
     """
 
     blank: Callable[[], Buffers]
     init: Callable[[Array, tqdm, Callable[[Trajectory], None]], Buffers]
     propose: Callable[[Array, int, Any, Buffers], tuple[Trajectory, Buffers]]
+    accepted_paths: Callable[[Buffers], Array]
 
 
 def time_and_batch(x: Array) -> Array:
@@ -82,6 +84,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
         raise ValueError("behaviour.accepted and behaviour.noised need a reward with a declared bound; this has none.")
     process, prior, posterior = domain.process, domain.prior, domain.posterior
     look = posterior.look
+    value_look = None if domain.value is None else domain.value.look
     width = widening(config)
 
     def roller(size):
@@ -167,7 +170,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
                         "behaviour.accepted; use other behaviours."
                     )
                 roll_key, accept_key = jax.random.split(jax.random.fold_in(key, drawn))
-                trajectory = rewarded(roll_gather(roll_key, prior))
+                trajectory = rewarded(roll_gather(roll_key, prior, look=value_look))
                 keep(trajectory)
                 accepted = keep_accepted(accept_key, accepted, trajectory)
                 drawn += gather_size
@@ -206,4 +209,11 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
 
     rescored = jax.jit(lambda params, trajectory: rescore(process, posterior.replace(params=params), trajectory))
     mix = jax.jit(behaviour.mix)
-    return Proposal(blank, init, propose)
+
+    def accepted_paths(buffers: Buffers) -> Array:
+        if buffers.accepted is None:
+            raise ValueError("A steered posterior starts from accepted prior paths: set behaviour.accepted above 0.")
+        count = min(int(buffers.accepted.added), settings.capacity)
+        return time_and_batch(buffers.accepted.items["xs"][:count])
+
+    return Proposal(blank, init, propose, accepted_paths)

@@ -55,10 +55,9 @@ def posterior_sampling(
       strength: 1 is the formula.
       clip: bound on every entry of the gradient.
     """
-    times = jax.vmap(process.time)(jnp.arange(process.num_steps))
 
     def look(output, x, t, cond):
-        i = jnp.argmin(jnp.abs(times - t))
+        i = process.step_at(t)
         gradient = jax.grad(lambda x: jnp.sum(log_reward(process.denoise(prior(x, t, cond), x, i), cond)))(x)
         return {"output": output, "score": strength * jnp.clip(gradient, -clip, clip)}
 

@@ -82,3 +82,19 @@ def value(
     # log(1 - h), kept finite where h has reached 1.
     log_rejected = jnp.log(-jnp.expm1(jnp.minimum(log_h, -1e-6)))
     return -(accepted * log_h + (1.0 - accepted) * log_rejected)
+
+
+def steering(score: Array, gradient: Array, std: Float[Array, ""]) -> Float[Array, " B"]:
+    """How far one steered Gaussian step lies from another: ``std^2 |score - gradient|^2 / 2`` per sample, in nats.
+
+    The exact posterior's step from x has the mean of the prior's plus ``std^2 E[grad log h(x') | x]``, with x' the next
+    state of *posterior* paths (integrate ``grad_m log E[h(m + std eps)]`` by parts). So the gradient of a value at the
+    next state of such paths is an unbiased target for the score at x, and regression averages its noise away.
+
+    Args:
+      score: of the policy at x, ``[B, E*]``.
+      gradient: of log h at the next state, ``[B, E*]``.
+      std: of the step.
+    """
+    distance = jnp.sum((score - gradient) ** 2, axis=tuple(range(1, score.ndim)))
+    return 0.5 * std**2 * distance

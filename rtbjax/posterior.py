@@ -56,26 +56,42 @@ def correction(params: PyTree, apply_fn: Callable, *, look: Callable | None = No
     return Policy(params, corrected, features)
 
 
-def value_guided(params: PyTree, log_h: Callable[[PyTree, Array, Array, Any], Array]) -> Policy:
-    """Steers the frozen prior by the gradient of a learned value, ``log h(x, t) = log E[r^beta | x_t = x]``.
+def steered(params: PyTree, score: Callable, *, look: Callable | None = None) -> Policy:
+    """The frozen prior with the mean of every Gaussian step moved by ``std^2 * score``.
 
-    The exact posterior is the prior steered by the exact value, up to the step size (Doob's h-transform). A value can
-    be regressed on prior paths first (`rtbjax.losses.value`), each of which teaches T states; RTB then trains the same
-    parameters to balance.
+    Args:
+      params: of ``score``, whose last layer starts at zero.
+      score: ``(params, x, t, cond, seen) -> [B, E*]``, in units of one over those of x.
+      look: ``(prior output, x, t, cond) -> seen``, frozen. The prior's output if None.
+
+    Returns:
+      A policy with ``look``: paths carry the prior's output and what was seen, and training never runs the prior.
+    """
+
+    def features(output, x, t, cond):
+        return {"output": output, "seen": None if look is None else look(output, x, t, cond)}
+
+    def apply_fn(params, x, t, cond, features):
+        output = features["output"]
+        return Steered(output, score(params, x, t, cond, output if look is None else features["seen"]))
+
+    return Policy(params, apply_fn, features)
+
+
+def value_guided(params: PyTree, log_h: Callable[[PyTree, Array, Array, Any], Array]) -> Policy:
+    """`steered` by the gradient of a learned value, ``log h(x, t) = log E[r^beta | x_t = x]``.
+
+    The exact posterior is the prior steered by the exact value, up to the step size (Doob's h-transform).
 
     Args:
       params: of ``log_h``, whose last layer starts at zero.
       log_h: ``(params, x, t, cond) -> f32[B]``, twice differentiable.
-
-    Returns:
-      A policy with ``look``: paths carry the prior's output.
     """
 
-    def apply_fn(params, x, t, cond, output):
-        gradient = jax.grad(lambda x: jnp.sum(log_h(params, x, t, cond)))(x)
-        return Steered(output, gradient)
+    def score(params, x, t, cond, output):
+        return jax.grad(lambda x: jnp.sum(log_h(params, x, t, cond)))(x)
 
-    return Policy(params, apply_fn, lambda output, x, t, cond: output)
+    return steered(params, score)
 
 
 def langevin(

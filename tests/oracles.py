@@ -75,8 +75,9 @@ class QuadraticGaussian:
         dt, var = 1.0 / num_steps, diffusion / num_steps
         # log h_i(x) = offset + slope x - curve x^2 / 2, backwards from the data.
         offset, slope, curve = 0.0, c, q
-        gains, shifts, log_stds = [], [], []
+        gains, shifts, log_stds, following = [], [], [], []
         for _ in range(num_steps):
+            following.append((slope, curve))
             tilted = var / (1.0 + var * curve)
             # The tilted step: mean tilted * (m / var + slope) with m = x + dt (a x + b).
             gains.append((tilted / var * (1.0 + dt * a) - 1.0) / dt)
@@ -91,6 +92,8 @@ class QuadraticGaussian:
             new_curve = shrink * curve * k**2
             offset, slope, curve = new_offset, new_slope, new_curve
         self.log_z = float(offset)
+        # (slope, curve) of log h at the state after each step.
+        self.following = following[::-1]
         self._gains = jnp.asarray(gains[::-1], jnp.float32)
         self._shifts = jnp.asarray(shifts[::-1], jnp.float32)
         self._log_stds = jnp.asarray(log_stds[::-1], jnp.float32)

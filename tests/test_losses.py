@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from oracles import TabularMasked, masked_paths
+from oracles import QuadraticGaussian, TabularMasked, masked_paths
 
 from rtbjax import losses
 from rtbjax.process.absorbing import absorbing
@@ -155,3 +155,25 @@ def test_the_value_loss_is_least_at_the_rate_of_acceptance():
     assert abs(jax.grad(mean_loss)(best)) < 1e-5
     assert mean_loss(best) < min(mean_loss(best - 0.1), mean_loss(best + 0.1))
     assert jnp.isfinite(jax.grad(mean_loss)(jnp.float32(0.0)))
+
+
+@pytest.mark.parametrize("i", [0, 3, 7])
+def test_the_shift_is_the_mean_gradient_of_the_value_at_the_next_posterior_state(i):
+    """Of a quadratic log h the gradient is linear: two points about the posterior's mean average as its law does."""
+    chain = QuadraticGaussian()
+    slope, curve = chain.following[i]
+    x, t = jnp.asarray([[0.4], [-1.1]]), chain.process.time(i)
+    prior = chain.process.reverse(chain.prior(x, t, None), x, i)
+    exact = chain.process.reverse(chain.exact(x, t, None), x, i)
+    gradients = [slope - curve * (exact.mean + sign * exact.std) for sign in (-1.0, 1.0)]
+
+    def distance(score):
+        return sum(jnp.sum(losses.steering(score, gradient, prior.std)) for gradient in gradients)
+
+    best = (exact.mean - prior.mean) / prior.std**2
+    np.testing.assert_allclose(jax.grad(distance)(best), 0.0, atol=1e-4)
+    # And it is a divergence in nats: that of the two steered steps.
+    there = prior._replace(mean=prior.mean + prior.std**2 * gradients[0])
+    np.testing.assert_allclose(
+        losses.steering(best, gradients[0], prior.std), prior._replace(mean=exact.mean).kl(there), rtol=1e-4
+    )

@@ -6,11 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from rtbjax import Policy, Process, RewardFn
 
 Samples = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A model of ``log h(x) = log E[(r / R)^beta | x]`` on what the frozen prior shows of a state.
+
+    Attributes:
+      params: to fit.
+      look: ``(prior output, x, t, cond) -> features[B, F]``, differentiable in the output and x.
+      log_h: ``(params, features, t) -> f[B]``.
+    """
+
+    params: PyTree
+    look: Callable[..., Array]
+    log_h: Callable[[PyTree, Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +39,7 @@ class Domain:
       event_shape: of one sample.
       prior: frozen.
       posterior: the parametrisation to train, at its start.
-      log_h: for a posterior steered by a value, ``(params, x, t, cond) -> log h``; else None.
+      value: how to learn log h first, for a posterior that is steered; else None.
       log_reward: log r, ``(x, cond) -> f[B]``.
       log_bound: declared bound on log r, or None.
       fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.
@@ -43,4 +58,4 @@ class Domain:
     fingerprint: str
     evaluate: Callable[[Samples], dict[str, Any]]
     plot: Callable[[Path, Samples], None]
-    log_h: Callable[..., Array] | None = None
+    value: Value | None = None

@@ -1,6 +1,5 @@
 """Classifier-guided images: p(x) p(class | x), the prior a small U-Net the project trains (paper, sec. 3.1)."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,18 +9,20 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments import data, weights
-from experiments.domains.base import Domain
+from experiments.domains.base import Domain, Value
 from experiments.plots import plt
 from experiments.pretrain import fit
 from experiments.settings import ConfigError, one_of
-from rtbjax import Policy, posterior, schedules
+from rtbjax import Policy, Process, posterior, schedules
 from rtbjax.metrics.distances import diversity, frechet
 from rtbjax.nets.classifier import Classifier
 from rtbjax.nets.unet import UNet
-from rtbjax.nets.value import ValueNet
+from rtbjax.nets.value import ValueHead
 from rtbjax.process import vp
 
 SHAPE = (28, 28, 1)
+SCORE_SCALE = 0.05  # A score of this size per pixel, in units of 1 / std, is worth about a nat a step.
+LOGIT_SCALE = 5.0  # Of the classifier, about.
 GROUPS = {"even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
 
 
@@ -83,39 +84,36 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: an unknown label or parametrisation.
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
-    one_of(config, "posterior.kind", ("full", "lora", "correction", "value"))
+    one_of(config, "posterior.kind", ("full", "lora", "correction", "steered"))
     net, params = load_unet(config)
     classifier, classifier_params = load_classifier(config)
     prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
     log_reward = make_log_reward(classifier, classifier_params, config.reward.label)
     key = jax.random.fold_in(jax.random.key(config.seed), 0x105A)
-    log_h = None
+    process = make_process(config)
+    value = None
     if config.posterior.kind == "full":
         learner = posterior.full_copy(prior)
     elif config.posterior.kind == "lora":
         learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
     elif config.posterior.kind == "correction":
-        learner = correction(key, config, log_reward)
+        learner = correction(key, config, process, log_reward)
     else:
-        value = ValueNet(initial=config.posterior.initial_value)
-        value_params = value.init(key, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))["params"]
-
-        log_h = partial(_log_h, value)
-        learner = posterior.value_guided(value_params, log_h)
+        learner = steered(key, config, process)
+        value = make_value(key, config, process, classifier, classifier_params)
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
-        times = make_process(config).time(jnp.arange(steps))
 
         def head(table, x, t, cond):
-            return table["log_std"][jnp.argmin(jnp.abs(times - t))][None]
+            return table["log_std"][process.step_at(t)][None]
 
         learner = posterior.learned_std(learner, table, head)
     trained_on = weights.metadata(weights.locate(config.prior.weights)).get("trained_on", "unknown")
     return Domain(
         name="images",
         data_source=f"prior trained on {trained_on}",
-        process=make_process(config),
+        process=process,
         event_shape=SHAPE,
         prior=prior,
         posterior=learner,
@@ -126,18 +124,16 @@ def build(config: ConfigDict) -> Domain:
         ),
         evaluate=make_evaluate(classifier, classifier_params, log_reward, config.reward.label),
         plot=plot,
-        log_h=log_h,
+        value=value,
     )
 
 
-def correction(key, config: ConfigDict, log_reward) -> Policy:
+def correction(key, config: ConfigDict, process: Process, log_reward) -> Policy:
     """Adds a smaller U-Net to the output; it sees the state, the prior's estimate of x0, and grad log r there."""
     net = UNet(out_channels=SHAPE[-1], **config.posterior.network)
-    alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
 
     def look(output, x, t, cond):
-        a = alpha_bar[t.astype(jnp.int32)]
-        x0 = jnp.sqrt(a) * x - jnp.sqrt(1.0 - a) * output
+        x0 = process.denoise(output, x, process.step_at(t))
         gradient = jax.grad(lambda x0: jnp.sum(log_reward(x0, cond)))(x0)
         return jnp.concatenate([x0, jnp.clip(gradient, -1.0, 1.0)], axis=-1)
 
@@ -146,6 +142,34 @@ def correction(key, config: ConfigDict, log_reward) -> Policy:
 
     params = net.init(key, jnp.zeros((1, *SHAPE[:2], 3 * SHAPE[-1])), jnp.float32(0.0))["params"]
     return posterior.correction(params, apply_fn, look=look)
+
+
+def steered(key, config: ConfigDict, process: Process) -> Policy:
+    """A smaller U-Net gives the score; it sees the state and the prior's estimate of x0."""
+    net = UNet(out_channels=SHAPE[-1], **config.posterior.network)
+
+    def score(params, x, t, cond, output):
+        i = process.step_at(t)
+        law = process.reverse(output, x, i)
+        seen = jnp.concatenate([x, process.denoise(output, x, i)], axis=-1)
+        return SCORE_SCALE / law.std * net.apply({"params": params}, seen, t)
+
+    params = net.init(key, jnp.zeros((1, *SHAPE[:2], 2 * SHAPE[-1])), jnp.float32(0.0))["params"]
+    return posterior.steered(params, score)
+
+
+def make_value(key, config: ConfigDict, process: Process, net: Classifier, params) -> Value:
+    """log h by a small head on the classifier's logits at the prior's estimate of x0."""
+    head = ValueHead(initial=config.posterior.initial_value)
+
+    def look(output, x, t, cond):
+        x0 = process.denoise(output, x, process.step_at(t))
+        return net.apply({"params": params}, x0) / LOGIT_SCALE
+
+    def log_h(params, features, t):
+        return head.apply({"params": params}, features, t)
+
+    return Value(head.init(key, jnp.zeros((1, net.num_classes)), jnp.float32(0.0))["params"], look, log_h)
 
 
 def prior_loss(net: UNet, images, batch: int):
@@ -200,10 +224,6 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     path = workdir / f"mnist_{'prior' if settings.what == 'prior' else 'classifier'}.safetensors"
     weights.save(path, params, {"trained_on": f"{len(images)} digits from {found.source}"})
     print(f"{path}: use it by --config.{settings.what}.weights={path}")
-
-
-def _log_h(value: ValueNet, params, x, t, cond):
-    return value.apply({"params": params}, x, t)
 
 
 def make_evaluate(net, params, log_reward, label):

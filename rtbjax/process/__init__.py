@@ -42,6 +42,10 @@ class Process:
     denoise: Callable[[Any, Array, Int[Array, ""]], Array]
     target: Callable[[Array, Array, Int[Array, ""]], Kernel]
 
+    def step_at(self, t: Float[Array, ""]) -> Int[Array, ""]:
+        """The step whose time is nearest to ``t``: the inverse of ``time``."""
+        return jnp.argmin(jnp.abs(jax.vmap(self.time)(jnp.arange(self.num_steps)) - t))
+
 
 def split_output(output: Any) -> tuple[Array, Array, Array]:
     """What a Gaussian process reads in a network output: float32 value, factor on the std (1), extra score (0)."""

@@ -36,15 +36,20 @@ def posterior(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     Raises:
       ValueError: the acceptance rate is too low to get the samples from 10,000 prior batches.
     """
-    settings = config.eval
-    name = f"{domain.name}-{weights.fingerprint(domain.fingerprint, config.objective.beta, settings.exact_samples)}.npz"
-    cache = weights.locate(settings.exact_cache) / name
+    name = file_name(config, domain)
+    cache = weights.locate(config.eval.exact_cache) / name
     for path in (cache, SHIPPED / name):
-        if path.exists() and not settings.recompute_exact:
+        if path.exists() and not config.eval.recompute_exact:
             return _read(path)
     exact = _draw(config, domain, mesh)
     _write(cache, exact)
     return exact
+
+
+def file_name(config: ConfigDict, domain: Domain) -> str:
+    """Changes with everything the sets depend on."""
+    key = weights.fingerprint(domain.fingerprint, config.objective.beta, config.eval.exact_samples)
+    return f"{domain.name}-{key}.npz"
 
 
 def _draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from configs import gmm as gmm_config
 from configs import mnist as mnist_config
-from experiments import compare, data, loop, records, run, settings, weights
+from experiments import compare, data, exact, loop, records, run, settings, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains import gmm, images
 from rtbjax.rewards import RewardError
+from rtbjax.sharding import data_mesh
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -255,3 +256,22 @@ def test_a_bad_command_line_is_one_sentence(arguments, message):
     assert done.returncode != 0
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_the_shipped_exact_sets_belong_to_the_shipped_prior_and_reward(tmp_path):
+    config = mnist_config.get_config()
+    config.eval.exact_cache = str(tmp_path)
+    domain = images.build(config)
+    shipped = exact.SHIPPED / exact.file_name(config, domain)
+    assert shipped.exists(), (
+        "Remake them: --mode=evaluate --config.eval.recompute_exact=True, then copy to weights/exact."
+    )
+    assert shipped.stat().st_size <= 2_000_000
+    found = exact.posterior(config, domain, data_mesh(1))
+    assert found.samples.shape == (1500, 28, 28, 1)
+    # Drawn with probability r, so almost all of them are what the label says, and no two are the same.
+    log_reward = np.asarray(domain.log_reward(found.samples, None))
+    assert np.mean(log_reward > np.log(0.5)) > 0.85
+    assert len(np.unique(found.samples.reshape(1500, -1), axis=0)) == 1500
+    config.reward.label = "3"
+    assert not (exact.SHIPPED / exact.file_name(config, images.build(config))).exists()

@@ -234,6 +234,12 @@ def test_init_has_the_scale_of_the_noisiest_marginal():
     np.testing.assert_array_equal(PROCESSES["brownian bridge"].init(keys[:3], (3, 1), None), np.zeros((3, 1)))
 
 
+@every(PROCESSES)
+def test_the_step_at_a_time_is_the_one_with_that_time(process):
+    found = [int(process.step_at(process.time(jnp.int32(i)))) for i in range(process.num_steps)]
+    assert found == list(range(process.num_steps))
+
+
 def test_what_the_network_is_told():
     def times(name):
         return [float(PROCESSES[name].time(jnp.int32(i))) for i in (0, 5)]

@@ -9,6 +9,19 @@ def check_variant(file: str, variant: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{file} has no variant {variant!r}; it has {', '.join(filter(None, allowed))}.")
 
 
+def regression(
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    ema: float = 0.99,
+    checkpoint_every: int = 1_000_000,
+) -> ConfigDict:
+    """What `experiments.pretrain.fit` reads."""
+    return ConfigDict(locals())
+
+
 def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
@@ -50,23 +63,11 @@ def base() -> ConfigDict:
     config.behaviour.widen_until = 1  # ... then falling linearly to 0 at this one.
 
     # A steered posterior starts from regressions on the prior paths rolled out for acceptance: first log h ...
-    config.value = ConfigDict()
-    config.value.steps = 1500
-    config.value.batch_size = 1024
-    config.value.learning_rate = 3e-3
-    config.value.weight_decay = 1e-2
-    config.value.ema = 0.99
-    config.value.checkpoint_every = 1_000_000
+    config.value = regression(steps=1500, batch_size=1024, learning_rate=3e-3, weight_decay=1e-2)
 
     # ... then the score, on gradients of log h along the accepted paths.
-    config.steer = ConfigDict()
+    config.steer = regression(steps=0, batch_size=128, learning_rate=2e-3, weight_decay=1e-3)
     config.steer.draws = 4  # Gradients per accepted path and step.
-    config.steer.steps = 0
-    config.steer.batch_size = 128
-    config.steer.learning_rate = 2e-3
-    config.steer.weight_decay = 1e-3
-    config.steer.ema = 0.99
-    config.steer.checkpoint_every = 1_000_000
 
     config.posterior = ConfigDict()
     config.posterior.kind = "full"
@@ -93,11 +94,7 @@ def base() -> ConfigDict:
     config.process = ConfigDict()
     config.process.num_steps = 100
 
-    config.pretrain = ConfigDict()
-    config.pretrain.steps = 10_000
-    config.pretrain.batch_size = 512
-    config.pretrain.learning_rate = 1e-3
-    config.pretrain.weight_decay = 0.0
-    config.pretrain.ema = 0.999
-    config.pretrain.checkpoint_every = 1000
+    config.pretrain = regression(
+        steps=10_000, batch_size=512, learning_rate=1e-3, weight_decay=0.0, ema=0.999, checkpoint_every=1000
+    )
     return config

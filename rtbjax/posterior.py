@@ -56,26 +56,21 @@ def correction(params: PyTree, apply_fn: Callable, *, look: Callable | None = No
     return Policy(params, corrected, features)
 
 
-def steered(params: PyTree, score: Callable, *, look: Callable | None = None) -> Policy:
+def steered(params: PyTree, score: Callable[[PyTree, Array, Array, Any, Array], Array]) -> Policy:
     """The frozen prior with the mean of every Gaussian step moved by ``std^2 * score``.
 
     Args:
       params: of ``score``, whose last layer starts at zero.
-      score: ``(params, x, t, cond, seen) -> [B, E*]``, in units of one over those of x.
-      look: ``(prior output, x, t, cond) -> seen``, frozen. The prior's output if None.
+      score: ``(params, x, t, cond, prior output) -> [B, E*]``, in units of one over those of x.
 
     Returns:
-      A policy with ``look``: paths carry the prior's output and what was seen, and training never runs the prior.
+      A policy with ``look``: paths carry the prior's output, and training never runs the prior.
     """
 
-    def features(output, x, t, cond):
-        return {"output": output, "seen": None if look is None else look(output, x, t, cond)}
+    def apply_fn(params, x, t, cond, output):
+        return Steered(output, score(params, x, t, cond, output))
 
-    def apply_fn(params, x, t, cond, features):
-        output = features["output"]
-        return Steered(output, score(params, x, t, cond, output if look is None else features["seen"]))
-
-    return Policy(params, apply_fn, features)
+    return Policy(params, apply_fn, lambda output, x, t, cond: output)
 
 
 def value_guided(params: PyTree, log_h: Callable[[PyTree, Array, Array, Any], Array]) -> Policy:

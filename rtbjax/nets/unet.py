@@ -60,11 +60,11 @@ class UNet(nn.Module):
             raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
         embedding = self._embed(x.shape[0], t, cond)
 
-        h = Conv(self.channels[0], name="stem")(space_to_depth(x, self.patch))
+        h = Conv(self.channels[0], name="stem")(_space_to_depth(x, self.patch))
         skips = []
         for level, (width, depth) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
             if level > 0:
-                h = nn.Dense(width, name=f"shrink_{level}")(space_to_depth(h, 2))
+                h = nn.Dense(width, name=f"shrink_{level}")(_space_to_depth(h, 2))
             for block in range(depth):
                 h = ResidualBlock(width, name=f"down_{level}_{block}")(h, embedding)
             skips.append(h)
@@ -136,7 +136,7 @@ def timestep_embedding(t: Float[Array, " N"], dim: int) -> Float[Array, "N {dim}
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def space_to_depth(h: Array, side: int) -> Array:
+def _space_to_depth(h: Array, side: int) -> Array:
     batch, rows, cols, width = h.shape
     h = h.reshape(batch, rows // side, side, cols // side, side, width)
     h = h.transpose(0, 1, 3, 2, 4, 5)

@@ -100,7 +100,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
         log_reward = rewards.evaluate(domain.log_reward, trajectory.xs[-1], trajectory.cond, log_bound=domain.log_bound)
         return trajectory._replace(log_reward=jnp.asarray(log_reward))
 
-    @jax.jit
+    @jax.jit(donate_argnums=0)
     def store(buffer, xs, log_prior, log_reward, keep):
         # The features of the few accepted paths only: they may cost more than the path did.
         features = None if look is None else score(process, prior, xs, look=look).features
@@ -118,7 +118,7 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
             buffer = store(buffer, trajectory.xs[:, index], trajectory.log_prior[:, index], log_r[index], keep)
         return buffer
 
-    @jax.jit
+    @jax.jit(donate_argnums=0)
     def keep_visited(buffer, trajectory):
         items = {"x0": trajectory.xs[-1], "log_reward": trajectory.log_reward}
         everything = jnp.ones(trajectory.log_reward.shape, bool)

@@ -59,5 +59,7 @@ def sample(key: PRNGKey, buffer: Buffer, batch: int, temperature: float = 1.0) -
 
     The buffer must not be empty: check ``buffer.added`` on the host first.
     """
-    index = jax.random.categorical(key, buffer.priority / temperature, shape=(batch,))
+    # By inverting the distribution function: one uniform per draw, not one Gumbel variable per draw and slot.
+    mass = jnp.cumsum(jax.nn.softmax(buffer.priority / temperature))
+    index = jnp.searchsorted(mass, mass[-1] * jax.random.uniform(key, (batch,)), side="right")
     return jax.tree.map(lambda x: x[index], buffer.items)

@@ -34,6 +34,7 @@ def base() -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 1000
     config.train.batch_size = 64
+    config.train.optimizer = "adam"  # adam | muon: matrices by orthogonalised momentum, at some five times Adam's rate.
     config.train.learning_rate = 1e-3  # Warms up, then falls to 0 along a cosine.
     config.train.warmup_steps = 0
     config.train.log_z_learning_rate = 0.1

@@ -9,12 +9,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from optax.contrib import muon
 from tqdm.auto import tqdm
 
 from experiments import objectives, proposal, records, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
 from rtbjax import Policy, Trajectory, certificate, train
+
+OPTIMIZERS = {"adam": optax.adam, "muon": muon}
 
 
 class CompileClock:
@@ -45,12 +48,23 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
     )
 
 
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Of a config's ``train``."""
+    settings = config.train
+    return train.optimizer(
+        learning_rate(config),
+        settings.log_z_learning_rate,
+        clip_norm=settings.clip_norm,
+        rule=OPTIMIZERS[settings.optimizer],
+    )
+
+
 def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: CompileClock) -> tuple[Policy, float]:
     """Trains, or goes on training, and returns the posterior and the seconds spent over all its sittings."""
     settings = config.train
     # Order matters: whatever a resumed run repeats must come after the restore, and the step's own key is folded from
     # the seed and the step, so that a resumed run draws what an uninterrupted one would.
-    optimizer = train.optimizer(learning_rate(config), settings.log_z_learning_rate, clip_norm=settings.clip_norm)
+    optimizer = make_optimizer(config)
     update = train.make_update(objectives.make(config, domain), optimizer, mesh)
     source = proposal.make(config, domain, mesh)
     state = train.init_state(objectives.initial_params(config, domain), optimizer)

@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.loop import OPTIMIZERS
 from experiments.objectives import BASELINES
 
 
@@ -57,6 +58,7 @@ def check(config: ConfigDict) -> None:
             value = get(config, name)
             if not ok(value):
                 raise ConfigError(f"config.{name} must be {allowed}, got {value}.")
+    one_of(config, "train.optimizer", tuple(OPTIMIZERS))
     one_of(config, "objective.loss", ("rtb", *BASELINES))
     one_of(config, "objective.log_z", ("vargrad", "learned"))
     steps, total = config.objective.grad_steps, config.process.num_steps

@@ -61,12 +61,16 @@ class Objective(Protocol):
 
 
 def optimizer(
-    learning_rate: optax.ScalarOrSchedule, log_z_learning_rate: float = 0.1, *, clip_norm: float | None = 1.0
+    learning_rate: optax.ScalarOrSchedule,
+    log_z_learning_rate: float = 0.1,
+    *,
+    clip_norm: float | None = 1.0,
+    rule: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = optax.adam,
 ) -> optax.GradientTransformation:
-    """Adam for the policy, gradient clipped by global norm, and Adam at its own (large) rate for log Z."""
+    """``rule`` for the policy, gradient clipped by global norm, and Adam at its own (large) rate for log Z."""
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.partition(
-        {"policy": optax.chain(clip, optax.adam(learning_rate)), "log_z": optax.adam(log_z_learning_rate)},
+        {"policy": optax.chain(clip, rule(learning_rate)), "log_z": optax.adam(log_z_learning_rate)},
         lambda params: {name: name for name in params},
     )
 

@@ -119,7 +119,9 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
 def test_a_workdir_of_another_config_is_refused_with_the_difference(config, tmp_path):
     records.claim(tmp_path / "w", config.to_dict())
     other = changed(config, train__learning_rate=0.5)
-    with pytest.raises(records.WorkdirError, match="train.learning_rate: 0.002 there, 0.5 here"):
+    with pytest.raises(
+        records.WorkdirError, match=f"train.learning_rate: {config.train.learning_rate} there, 0.5 here"
+    ):
         records.claim(tmp_path / "w", other.to_dict())
     records.claim(tmp_path / "w", changed(config, eval__num_samples=5).to_dict(), ignore=("eval",))
 
@@ -136,6 +138,7 @@ def test_evaluating_what_was_never_trained(config, tmp_path):
         (dict(objective__chunk=3), "chunk must divide the 10 steps"),
         (dict(objective__log_z="conditional"), "vargrad, learned"),
         (dict(objective__loss="ppo"), "rtb, reinforce"),
+        (dict(train__optimizer="sgd"), "adam, muon"),
         (dict(train__batch_size=1), "VarGrad group of one"),
         (dict(train__batch_size=0), "at least 1"),
         (dict(process__num_steps=0), "at least 1"),

@@ -121,6 +121,16 @@ def test_training_from_the_prior_reaches_the_closed_form(key, name):
     np.testing.assert_allclose(state.params["policy"]["shift"], chain.exact_shift["shift"], atol=0.25)
 
 
+def test_the_rule_is_the_policys_and_log_z_keeps_its_own():
+    chosen = optimizer(0.5, 0.1, rule=optax.sgd)
+    params = {"policy": jnp.zeros(2), "log_z": jnp.float32(0.0)}
+    gradient = {"policy": jnp.asarray([3.0, 4.0]), "log_z": jnp.float32(7.0)}
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = chosen.update(gradient, chosen.init(params), params)
+    np.testing.assert_allclose(updates["policy"], [-0.3, -0.4], rtol=1e-6)
+    np.testing.assert_allclose(updates["log_z"], -0.1, rtol=1e-4)
+
+
 def _without_key(params, trajectory, *, key, **arguments):
     return rtbjax.loss(params, trajectory, **arguments)
 

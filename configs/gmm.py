@@ -34,6 +34,7 @@ def get_config(variant: str = ""):
     config.pretrain.learning_rate = 2e-3
     if variant == "learned_variance":
         config.posterior.learn_variance = True
+        config.train.steps = 4000
     if variant == "figure1":
         config.compare = comparisons()
     if variant == "smoke":

@@ -1,9 +1,10 @@
 """Losses over paths: arrays in, one number per path out. None of them sees a network.
 
 ``log_ratio`` is ``sum_i [log p_prior - log p_post]`` of each path, ``f32[B]``; its gradient is minus that of the
-posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it cheap).
+posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it cheap). Arrays that are not all ``[B]`` raise.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -22,6 +23,7 @@ def rtb(
     ``residual = log_z - log_ratio - beta log_reward``. A residual whose square is below ``cutoff`` gives no gradient
     (paper, app. E: 0.1).
     """
+    chex.assert_equal_shape([log_ratio, log_reward, log_z])
     residual = log_z - log_ratio - beta * log_reward
     return 0.5 * jax.nn.relu(residual**2 - cutoff)
 
@@ -34,6 +36,7 @@ def reinforce(
     On-policy only, where its expected gradient is that of `rtb` (Deleu et al. 2025, prop. 3.1). The baseline is the
     batch mean.
     """
+    chex.assert_equal_shape([log_ratio, log_reward])
     gap = jax.lax.stop_gradient(log_ratio + beta * log_reward)
     return (gap - jnp.mean(gap)) * log_ratio
 
@@ -45,6 +48,7 @@ def reinforce_reward(
 
     Neither term's optimum is the posterior, whatever alpha (Deleu et al. 2025); kept for the comparison.
     """
+    chex.assert_equal_shape([log_ratio, log_reward])
     reward = jnp.exp(log_reward)
     return (reward - jnp.mean(reward)) * log_ratio + alpha * log_ratio**2
 
@@ -56,6 +60,7 @@ def whitened(reward: Float[Array, " B"]) -> Float[Array, " B"]:
 
 def ddpo(log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"]) -> Float[Array, " B"]:
     """Policy gradient on the whitened reward r, no KL (Black et al. 2024, the score-function variant). Collapses."""
+    chex.assert_equal_shape([log_ratio, log_reward])
     return whitened(jnp.exp(log_reward)) * log_ratio
 
 
@@ -63,6 +68,7 @@ def dpok(
     log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"], *, kl_weight: float = 0.01
 ) -> Float[Array, " B"]:
     """`ddpo` plus ``kl_weight`` times a KL to the prior, as a score-function term (Fan et al. 2023)."""
+    chex.assert_equal_shape([log_ratio, log_reward])
     kl = jax.lax.stop_gradient(-log_ratio)
     return (whitened(jnp.exp(log_reward)) - kl_weight * (kl - jnp.mean(kl))) * log_ratio
 
@@ -78,6 +84,7 @@ def value(
       log_bound: log R.
       beta: the exponent of r.
     """
+    chex.assert_equal_shape([log_h, log_reward])
     accepted = jnp.exp(beta * (log_reward - log_bound))
     # log(1 - h), kept finite where h has reached 1.
     log_rejected = jnp.log(-jnp.expm1(jnp.minimum(log_h, -1e-6)))

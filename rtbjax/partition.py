@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rtbjax.types import check_shape
+
 LogZ = str | Callable[[Any, Any], Array]
 
 
@@ -33,7 +35,7 @@ def log_z_per_path(
       axis_name: the mesh axis the batch is split over, under ``shard_map``.
 
     Raises:
-      ValueError: an unknown name, or no ``log_z`` among the parameters.
+      ValueError: an unknown name, no ``log_z`` among the parameters, or one of another shape.
     """
     if log_z == "vargrad":
         return group_mean(gap, group, axis_name)
@@ -43,9 +45,9 @@ def log_z_per_path(
         raise ValueError(f"log_z={log_z!r} needs params['log_z']; the parameters have only {sorted(params)}.")
     if callable(log_z):
         estimate = log_z(params["log_z"], cond)
-        if estimate.shape != gap.shape:
-            raise ValueError(f"The conditional log Z must have shape {gap.shape}, got {estimate.shape}.")
+        check_shape("The conditional log Z", estimate, gap.shape)
         return estimate
+    check_shape("params['log_z']", params["log_z"], ())
     return jnp.broadcast_to(params["log_z"], gap.shape)
 
 
@@ -64,8 +66,9 @@ def group_mean(
       ``f32[B]``. NaN for a path that is alone in its group: its residual would be 0 whatever the posterior.
 
     Raises:
-      ValueError: groups of one path, or k does not divide B.
+      ValueError: groups of one path, k does not divide B, or an array that is not ``[B]``.
     """
+    check_shape("gap", gap, gap.shape[:1])
     gap = jax.lax.stop_gradient(gap)
     shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     total = gap.shape[0] * shards
@@ -82,6 +85,7 @@ def group_mean(
             raise ValueError(f"VarGrad's group must be at least 2 and divide the {total} paths, got {group}.")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * gap.shape[0]
         group = (first + jnp.arange(gap.shape[0])) // group
+    check_shape("group", group, gap.shape)
     counts = over_shards(jax.ops.segment_sum(jnp.ones_like(gap), group, total))
     sums = over_shards(jax.ops.segment_sum(gap, group, total))
     return jnp.where(counts > 1, sums / jnp.maximum(counts, 1.0), jnp.nan)[group]

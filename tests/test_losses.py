@@ -102,6 +102,14 @@ def test_cutoff_silences_small_residuals_and_leaves_the_gradient_of_large_ones()
     np.testing.assert_allclose(jax.grad(total)(ratio, 0.0), ratio, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["rtb", "reinforce", "reinforce_reward", "ddpo", "dpok", "value"])
+def test_arrays_that_do_not_pair_up_are_refused(name):
+    log_z = (jnp.zeros(4),) if name == "rtb" else ()
+    bound = {"log_bound": 0.0} if name == "value" else {}
+    with jax.numpy_rank_promotion("allow"), pytest.raises(AssertionError, match=r"\(4, 1\)"):
+        getattr(losses, name)(jnp.zeros(4), jnp.zeros((4, 1)), *log_z, **bound)
+
+
 # Two paths, rewards 1 and 3 (mean 2, standard deviation 1): whitened -1 and 1.
 TWO = jnp.log(jnp.asarray([1.0, 3.0]))
 

@@ -1,5 +1,7 @@
 """log Z per path, by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,10 +62,22 @@ def test_conditional_sees_its_parameters_and_the_conditions():
 
 @pytest.mark.parametrize("shape", [(), (1,), (6, 1)], ids=str)
 def test_a_conditional_log_z_of_another_shape_is_an_error(shape):
-    with pytest.raises(
-        ValueError, match=rf"must have shape \(6,\), got {str(shape).replace('(', '.').replace(')', '.')}"
-    ):
+    with pytest.raises(ValueError, match=rf"conditional log Z must have shape \(6,\), got {re.escape(str(shape))}"):
         log_z_per_path(lambda p, cond: jnp.zeros(shape), {"log_z": None}, GAP, None, None, None)
+
+
+@pytest.mark.parametrize("shape", [(1,), (6,)], ids=str)
+def test_a_learned_log_z_that_is_no_scalar_is_an_error(shape):
+    message = rf"params\['log_z'\] must have shape \(\), got {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=message):
+        log_z_per_path("learned", {"log_z": jnp.zeros(shape)}, GAP, None, None, None)
+
+
+def test_gaps_and_ids_of_another_shape_are_errors():
+    with pytest.raises(ValueError, match=r"gap must have shape \(6,\), got \(6, 1\)"):
+        group_mean(GAP[:, None])
+    with pytest.raises(ValueError, match=r"group must have shape \(6,\), got \(3,\)"):
+        group_mean(GAP, jnp.zeros(3, jnp.int32))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,17 +128,15 @@ def _without_key(params, trajectory, *, key, **arguments):
 
 def test_update_compiles_once(key):
     _, paths = batch(key, data_mesh(2))
-    traces = []
 
+    @chex.assert_max_traces(n=1)
     def objective(params, trajectory, *, key, axis_name):
-        traces.append(1)
         return rtbjax.loss(params, trajectory, process=CHAIN.process, apply_fn=CHAIN.shifted_apply, axis_name=axis_name)
 
     update = make_update(objective, optax.adam(1e-3), data_mesh(2))
     state = init_state({"policy": {"shift": jnp.zeros((5, 2))}}, optax.adam(1e-3))
-    state, _ = update(state, paths, key)
-    first = len(traces)
-    for _ in range(3):
+    for _ in range(4):
         state, _ = update(state, paths, key)
-    assert len(traces) == first
+    with pytest.raises(AssertionError, match="traced"):  # Paths without ratios are another program: the count works.
+        update(state, paths._replace(log_ratio=None), key)
     assert isinstance(state, TrainState) and state.step == 4

@@ -146,6 +146,14 @@ def test_reinforce_on_two_paths_by_hand():
     )
 
 
+@pytest.mark.parametrize("name", ["reinforce", "reinforce_reward", "ddpo", "dpok"])
+def test_the_exponent_of_r_is_that_of_a_tempered_reward(name):
+    loss = getattr(losses, name)
+    ratio, log_reward = jax.random.normal(jax.random.key(0), (2, 7))
+    np.testing.assert_allclose(loss(ratio, log_reward, beta=0.3), loss(ratio, 0.3 * log_reward), rtol=1e-6)
+    assert np.abs(loss(ratio, log_reward, beta=0.3) - loss(ratio, log_reward)).max() > 0.1
+
+
 def test_whitened():
     white = losses.whitened(jnp.asarray([5.0, 1.0, 3.0, 3.0]))
     np.testing.assert_allclose(white, np.sqrt([2.0, 2.0, 0.0, 0.0]) * np.asarray([1, -1, 0, 0]), rtol=1e-5)

@@ -1,6 +1,5 @@
 """The objective of a config: RTB, or one of the baselines, all through the same two-pass gradient."""
 
-import inspect
 from functools import partial
 
 import jax
@@ -14,11 +13,12 @@ from rtbjax import losses
 from rtbjax.objective import LossInfo, path_log_ratio
 from rtbjax.train import Objective
 
+# Each with the name it has for objective.alpha, or None.
 BASELINES = {
-    "reinforce": losses.reinforce,
-    "reinforce_reward": losses.reinforce_reward,
-    "ddpo": losses.ddpo,
-    "dpok": losses.dpok,
+    "reinforce": (losses.reinforce, None),
+    "reinforce_reward": (losses.reinforce_reward, "alpha"),
+    "ddpo": (losses.ddpo, None),
+    "dpok": (losses.dpok, "kl_weight"),
 }
 
 
@@ -42,10 +42,8 @@ def make(config: ConfigDict, domain: Domain) -> Objective:
             cutoff=settings.cutoff,
             **steps,
         )
-    baseline = BASELINES[settings.loss]
-    accepted = inspect.signature(baseline).parameters
-    weights = {"beta": settings.beta, "alpha": settings.alpha, "kl_weight": settings.alpha}
-    per_path = partial(baseline, **{name: value for name, value in weights.items() if name in accepted})
+    baseline, weight = BASELINES[settings.loss]
+    weights = {"beta": settings.beta} | ({} if weight is None else {weight: settings.alpha})
 
     def objective(params, trajectory, *, key, axis_name):
         log_ratio = path_log_ratio(
@@ -57,6 +55,7 @@ def make(config: ConfigDict, domain: Domain) -> Objective:
             **steps,
         )
         gap = jax.lax.stop_gradient(log_ratio + settings.beta * trajectory.log_reward)
-        return jnp.mean(per_path(log_ratio, trajectory.log_reward)), LossInfo(gap, jnp.zeros_like(gap))
+        per_path = baseline(log_ratio, trajectory.log_reward, axis_name=axis_name, **weights)
+        return jnp.mean(per_path), LossInfo(gap, jnp.zeros_like(gap))
 
     return objective

@@ -1,8 +1,24 @@
 """Exact posterior inference under diffusion priors, in JAX."""
 
+from rtbjax import behaviour as behaviour
+from rtbjax import certificate as certificate
+from rtbjax import guidance as guidance
+from rtbjax import kernels as kernels
+from rtbjax import lora as lora
+from rtbjax import losses as losses
+from rtbjax import metrics as metrics
+from rtbjax import nets as nets
+from rtbjax import objective as objective
+from rtbjax import partition as partition
 from rtbjax import posterior as posterior
+from rtbjax import process as process
+from rtbjax import replay as replay
 from rtbjax import rewards as rewards
 from rtbjax import schedules as schedules
+from rtbjax import sharding as sharding
+from rtbjax import train as train
+from rtbjax import trajectory as trajectory
+from rtbjax import types as types
 from rtbjax.certificate import Certificate as Certificate
 from rtbjax.certificate import certify as certify
 from rtbjax.certificate import from_prior as from_prior

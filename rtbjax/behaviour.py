@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rtbjax.process import Process
 from rtbjax.trajectory import noise, sample_keys, score
-from rtbjax.types import Policy, PRNGKey, Trajectory
+from rtbjax.types import Policy, PRNGKey, Trajectory, check_shape
 
 
 def accept(
@@ -33,8 +33,13 @@ def accept(
 
     Returns:
       True with probability ``(r / R)^beta``.
+
+    Raises:
+      ValueError: an array that is not one number per sample.
     """
+    check_shape("log_reward", log_reward, ("B",))
     index = jnp.arange(log_reward.shape[0]) if index is None else index
+    check_shape("index", index, log_reward.shape)
     uniform = jax.vmap(jax.random.uniform)(sample_keys(key, index))
     return jnp.log(uniform) < beta * (log_reward - log_bound)
 
@@ -50,7 +55,12 @@ def renoise(
     *,
     index: Int[Array, " B"] | None = None,
 ) -> Trajectory:
-    """Paths that end in given samples (data, a replay buffer, exact samples), noised anew and scored."""
+    """Paths that end in given samples (data, a replay buffer, exact samples), noised anew and scored.
+
+    Raises:
+      ValueError: ``log_reward`` is not one number per sample.
+    """
+    check_shape("log_reward", log_reward, x0.shape[:1])
     xs = noise(key, process, x0, cond, index=index)
     return score(process, prior, xs, cond, posterior)._replace(log_reward=log_reward)
 

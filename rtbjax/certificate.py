@@ -21,7 +21,7 @@ import scipy.stats
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from rtbjax.types import PRNGKey
+from rtbjax.types import PRNGKey, check_shape
 
 _NORMAL_95 = 1.959964
 MAX_PARETO_K = 0.7
@@ -102,13 +102,11 @@ def certify(
       The `Certificate`.
 
     Raises:
-      ValueError: fewer than 2 paths, or a log-weight that is not finite.
+      ValueError: fewer than 2 paths, no exact path, an array that is not one number per path, or a log-weight that is
+        not finite.
     """
-    gap = np.asarray(gap, np.float64)
-    if gap.ndim != 1 or gap.size < 2:
-        raise ValueError(f"A certificate needs the log-weights of at least 2 paths, got shape {gap.shape}.")
-    if not np.isfinite(gap).all():
-        raise ValueError(f"{int(np.sum(~np.isfinite(gap)))} of {gap.size} log-weights are not finite.")
+    gap = _log_weights("gap", gap, "N", at_least=2)
+    exact_gap = None if exact_gap is None else _log_weights("exact_gap", exact_gap, "M", at_least=1)
     estimate = _log_mean_exp(gap, "importance sampling")
     elbo = float(gap.mean())
     fraction = effective_sample_size(gap)
@@ -121,7 +119,7 @@ def certify(
         log_z_reference_ci=reference and reference.interval,
         log_z_reference_source=reference and reference.source,
         elbo=elbo,
-        eubo=None if exact_gap is None else float(np.mean(np.asarray(exact_gap, np.float64))),
+        eubo=None if exact_gap is None else float(exact_gap.mean()),
         ess=fraction,
         pareto_k=tail,
         path_kl=path_kl,
@@ -129,6 +127,18 @@ def certify(
         num_paths=gap.size,
         verdict=_verdict(estimate, reference, fraction, tail, path_kl),
     )
+
+
+def _log_weights(name: str, values: ArrayLike, axis: str, at_least: int) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    check_shape(name, values, (axis,))
+    if values.size < at_least:
+        paths = "path" if at_least == 1 else "paths"
+        raise ValueError(f"{name} needs the log-weights of at least {at_least} {paths}, got shape {values.shape}.")
+    if not np.isfinite(values).all():
+        bad = int(np.sum(~np.isfinite(values)))
+        raise ValueError(f"{bad} of {values.size} log-weights in {name} are not finite.")
+    return values
 
 
 def _verdict(
@@ -158,6 +168,7 @@ def _log_mean_exp(log_w: np.ndarray, source: str) -> Estimate:
 
 def from_prior(log_reward: Float[ArrayLike, " N"], beta: float = 1.0) -> Estimate:
     """log Z = log E_prior[r^beta] from prior samples; where r <= 1, the log acceptance rate without the coin flips."""
+    check_shape("log_reward", log_reward, ("N",))
     log_w = beta * np.asarray(log_reward, np.float64)
     return _log_mean_exp(log_w, f"{log_w.size} prior samples")
 
@@ -204,6 +215,7 @@ def importance_resample(key: PRNGKey, x: Array, gap: Float[ArrayLike, " N"], num
       ``[num_samples, E*]``, and the effective sample size of the weights over N: the result holds about ``ess * N``
       distinct samples' worth of information, however many are drawn.
     """
+    check_shape("gap", gap, x.shape[:1])
     log_w = np.asarray(gap, np.float64)
     cumulative = np.cumsum(np.exp(log_w - np.logaddexp.reduce(log_w)))
     # By inversion: Gumbel noise for every pair of a sample and a draw would not fit in memory.
@@ -228,6 +240,8 @@ def start_excess(
     Returns:
       The excess and its standard error.
     """
+    check_shape("log_reward", log_reward, ("N",))
+    check_shape("log_reward_again", log_reward_again, np.shape(log_reward))
     pair = np.stack([np.asarray(log_reward, np.float64), np.asarray(log_reward_again, np.float64)]) * beta
     r = np.exp(pair - np.logaddexp.reduce(pair, axis=None) + math.log(pair.size))
     products = (r[0] - r.mean()) * (r[1] - r.mean())

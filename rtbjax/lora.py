@@ -9,20 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from rtbjax.types import PRNGKey
 
 
 def init(key: PRNGKey, params: PyTree, rank: int, select: str = ".*") -> PyTree:
-    """Adapters for every leaf of rank >= 2 whose path matches.
+    """Adapters for every floating-point leaf of rank >= 2 whose path matches.
 
     Args:
       key: for A.
-      params: the base parameters, a nested dict.
+      params: the base parameters, any pytree; leaves that are no arrays (an Equinox module's functions) are left alone.
       rank: of every adapter.
-      select: regular expression searched in the leaf's path, joined by ``/``.
+      select: regular expression searched in the leaf's path: keys, indices and attributes joined by ``/``.
 
     Returns:
       ``{path: {"a": f32[fan_in, rank], "b": f32[rank, fan_out]}}``.
@@ -32,24 +31,45 @@ def init(key: PRNGKey, params: PyTree, rank: int, select: str = ".*") -> PyTree:
     """
     if rank < 1:
         raise ValueError(f"LoRA's rank must be at least 1, got {rank}.")
-    flat: dict[str, Any] = flatten_dict(params, sep="/")
-    chosen = [path for path, leaf in sorted(flat.items()) if leaf.ndim >= 2 and re.search(select, path)]
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    chosen = [path for path, leaf in sorted(leaves.items()) if _is_kernel(leaf) and re.search(select, path)]
     if not chosen:
-        raise ValueError(f"No kernel's path matches {select!r}; the paths are {sorted(flat)[:8]}...")
+        raise ValueError(f"No kernel's path matches {select!r}; the paths are {sorted(leaves)[:8]}...")
     adapters = {}
     for subkey, path in zip(jax.random.split(key, len(chosen)), chosen, strict=True):
-        fan_out = flat[path].shape[-1]
-        fan_in = flat[path].size // fan_out
+        fan_out = leaves[path].shape[-1]
+        fan_in = leaves[path].size // fan_out
         a = jax.random.normal(subkey, (fan_in, rank), jnp.float32) / jnp.sqrt(jnp.float32(fan_in))
         adapters[path] = {"a": a, "b": jnp.zeros((rank, fan_out), jnp.float32)}
     return adapters
 
 
 def merge(params: PyTree, adapters: PyTree, alpha: float = 1.0) -> PyTree:
-    """The base parameters with the adapters added; ``alpha`` is divided by each adapter's rank."""
-    flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
-    for path, adapter in adapters.items():
-        rank = adapter["a"].shape[-1]
-        update = (alpha / rank) * (adapter["a"] @ adapter["b"])
-        flat[path] = flat[path] + update.reshape(flat[path].shape).astype(flat[path].dtype)
-    return unflatten_dict(flat, sep="/")
+    """The base parameters with the adapters added; ``alpha`` is divided by each adapter's rank.
+
+    Raises:
+      ValueError: an adapter of a path that the parameters do not have.
+    """
+    unused = set(adapters)
+
+    def adapt(path, leaf):
+        name = _name(path)
+        if name not in adapters:
+            return leaf
+        unused.discard(name)
+        a, b = adapters[name]["a"], adapters[name]["b"]
+        update = (alpha / a.shape[-1]) * (a @ b)
+        return leaf + update.reshape(leaf.shape).astype(leaf.dtype)
+
+    merged = jax.tree_util.tree_map_with_path(adapt, params)
+    if unused:
+        raise ValueError(f"The parameters have no kernel at {sorted(unused)}, where there is an adapter.")
+    return merged
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _is_kernel(leaf: Any) -> bool:
+    return getattr(leaf, "ndim", 0) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)

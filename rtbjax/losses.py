@@ -1,12 +1,25 @@
 """Losses over paths: arrays in, one number per path out. None of them sees a network.
 
 ``log_ratio`` is ``sum_i [log p_prior - log p_post]`` of each path, ``f32[B]``; its gradient is minus that of the
-posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it cheap).
+posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it cheap). Arrays of different shapes raise.
+
+``beta`` is the exponent of r in all of them. Means over the batch are means over all shards where ``axis_name``, the
+mesh axis it is split over under ``shard_map``, is given.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+def _mean(x: Float[Array, " B"], axis_name: str | None) -> Float[Array, ""]:
+    mean = jnp.mean(x)
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def _deviation(x: Float[Array, " B"], axis_name: str | None) -> Float[Array, " B"]:
+    return x - _mean(x, axis_name)
 
 
 def rtb(
@@ -22,49 +35,75 @@ def rtb(
     ``residual = log_z - log_ratio - beta log_reward``. A residual whose square is below ``cutoff`` gives no gradient
     (paper, app. E: 0.1).
     """
+    chex.assert_equal_shape([log_ratio, log_reward, log_z])
     residual = log_z - log_ratio - beta * log_reward
     return 0.5 * jax.nn.relu(residual**2 - cutoff)
 
 
 def reinforce(
-    log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"], *, beta: float | Float[Array, ""] = 1.0
+    log_ratio: Float[Array, " B"],
+    log_reward: Float[Array, " B"],
+    *,
+    beta: float | Float[Array, ""] = 1.0,
+    axis_name: str | None = None,
 ) -> Float[Array, " B"]:
     """KL-regularised policy gradient with the KL inside the advantage; its optimum is the posterior.
 
     On-policy only, where its expected gradient is that of `rtb` (Deleu et al. 2025, prop. 3.1). The baseline is the
     batch mean.
     """
+    chex.assert_equal_shape([log_ratio, log_reward])
     gap = jax.lax.stop_gradient(log_ratio + beta * log_reward)
-    return (gap - jnp.mean(gap)) * log_ratio
+    return _deviation(gap, axis_name) * log_ratio
 
 
 def reinforce_reward(
-    log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"], *, alpha: float = 0.0
+    log_ratio: Float[Array, " B"],
+    log_reward: Float[Array, " B"],
+    *,
+    beta: float | Float[Array, ""] = 1.0,
+    alpha: float = 0.0,
+    axis_name: str | None = None,
 ) -> Float[Array, " B"]:
-    """The paper's toy baseline: REINFORCE on r itself, plus ``alpha`` times the squared log-ratio.
+    """The paper's toy baseline: REINFORCE on r^beta itself, plus ``alpha`` times the squared log-ratio.
 
     Neither term's optimum is the posterior, whatever alpha (Deleu et al. 2025); kept for the comparison.
     """
-    reward = jnp.exp(log_reward)
-    return (reward - jnp.mean(reward)) * log_ratio + alpha * log_ratio**2
+    chex.assert_equal_shape([log_ratio, log_reward])
+    return _deviation(jnp.exp(beta * log_reward), axis_name) * log_ratio + alpha * log_ratio**2
 
 
-def whitened(reward: Float[Array, " B"]) -> Float[Array, " B"]:
+def whitened(reward: Float[Array, " B"], axis_name: str | None = None) -> Float[Array, " B"]:
     """Advantages of mean 0 and standard deviation 1 over the batch."""
-    return (reward - jnp.mean(reward)) / (jnp.std(reward) + 1e-6)
+    deviation = _deviation(reward, axis_name)
+    return deviation / (jnp.sqrt(_mean(deviation**2, axis_name)) + 1e-6)
 
 
-def ddpo(log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"]) -> Float[Array, " B"]:
-    """Policy gradient on the whitened reward r, no KL (Black et al. 2024, the score-function variant). Collapses."""
-    return whitened(jnp.exp(log_reward)) * log_ratio
+def ddpo(
+    log_ratio: Float[Array, " B"],
+    log_reward: Float[Array, " B"],
+    *,
+    beta: float | Float[Array, ""] = 1.0,
+    axis_name: str | None = None,
+) -> Float[Array, " B"]:
+    """Policy gradient on the whitened r^beta, no KL (Black et al. 2024, the score-function variant). Collapses."""
+    chex.assert_equal_shape([log_ratio, log_reward])
+    return whitened(jnp.exp(beta * log_reward), axis_name) * log_ratio
 
 
 def dpok(
-    log_ratio: Float[Array, " B"], log_reward: Float[Array, " B"], *, kl_weight: float = 0.01
+    log_ratio: Float[Array, " B"],
+    log_reward: Float[Array, " B"],
+    *,
+    beta: float | Float[Array, ""] = 1.0,
+    kl_weight: float = 0.01,
+    axis_name: str | None = None,
 ) -> Float[Array, " B"]:
     """`ddpo` plus ``kl_weight`` times a KL to the prior, as a score-function term (Fan et al. 2023)."""
+    chex.assert_equal_shape([log_ratio, log_reward])
     kl = jax.lax.stop_gradient(-log_ratio)
-    return (whitened(jnp.exp(log_reward)) - kl_weight * (kl - jnp.mean(kl))) * log_ratio
+    advantage = whitened(jnp.exp(beta * log_reward), axis_name) - kl_weight * _deviation(kl, axis_name)
+    return advantage * log_ratio
 
 
 def value(
@@ -78,6 +117,7 @@ def value(
       log_bound: log R.
       beta: the exponent of r.
     """
+    chex.assert_equal_shape([log_h, log_reward])
     accepted = jnp.exp(beta * (log_reward - log_bound))
     # log(1 - h), kept finite where h has reached 1.
     log_rejected = jnp.log(-jnp.expm1(jnp.minimum(log_h, -1e-6)))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from rtbjax import losses, partition
 from rtbjax.process import Process
 from rtbjax.trajectory import check_chunk, log_prob, rescore
-from rtbjax.types import Policy, PRNGKey, Trajectory, varying_like
+from rtbjax.types import Policy, PRNGKey, Trajectory, check_shape, varying_like
 
 
 class LossInfo(NamedTuple):
@@ -60,11 +60,16 @@ def path_log_ratio(
       chunk: steps per network call in the gradient; must divide S.
 
     Raises:
-      ValueError: ``grad_steps`` outside 1..T or without a key, or ``chunk`` that does not divide it.
+      ValueError: ``grad_steps`` outside 1..T or without a key, ``chunk`` that does not divide it, or a ``log_prior`` or
+        ``log_ratio`` that is not ``[T, B]``.
     """
     total = process.num_steps
     if trajectory.xs.shape[0] != total + 1:
         raise ValueError(f"A path of {total} steps has {total + 1} states, got {trajectory.xs.shape[0]}.")
+    per_step = (total, trajectory.xs.shape[1])
+    check_shape("log_prior", trajectory.log_prior, per_step)
+    if trajectory.log_ratio is not None:
+        check_shape("log_ratio", trajectory.log_ratio, per_step)
     if grad_steps is None:
         steps, scale = jnp.arange(total), 1.0
     else:
@@ -148,10 +153,12 @@ def loss(
       The loss, ``f32[]``, and its `LossInfo`.
 
     Raises:
-      ValueError: no ``log_reward``, a VarGrad group of one path, a ``grad_steps`` or ``chunk`` out of range.
+      ValueError: no ``log_reward``, an array of another shape than `Trajectory` says, a VarGrad group of one path, a
+        ``grad_steps`` or ``chunk`` out of range.
     """
     if trajectory.log_reward is None:
         raise ValueError("The trajectory has no log_reward: set it with trajectory._replace(log_reward=...).")
+    check_shape("log_reward", trajectory.log_reward, (trajectory.xs.shape[1],))
     log_ratio = path_log_ratio(
         params["policy"],
         trajectory,

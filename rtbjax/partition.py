@@ -3,12 +3,17 @@
 Each maps the paths' gaps (see `rtbjax.objective`) and the trainable ``params["log_z"]`` to one log Z per path.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
+
+from rtbjax.types import check_shape
 
 LogZ = str | Callable[[Any, Any], Array]
 
@@ -33,7 +38,7 @@ def log_z_per_path(
       axis_name: the mesh axis the batch is split over, under ``shard_map``.
 
     Raises:
-      ValueError: an unknown name, or no ``log_z`` among the parameters.
+      ValueError: an unknown name, no ``log_z`` among the parameters, or one of another shape.
     """
     if log_z == "vargrad":
         return group_mean(gap, group, axis_name)
@@ -43,9 +48,9 @@ def log_z_per_path(
         raise ValueError(f"log_z={log_z!r} needs params['log_z']; the parameters have only {sorted(params)}.")
     if callable(log_z):
         estimate = log_z(params["log_z"], cond)
-        if estimate.shape != gap.shape:
-            raise ValueError(f"The conditional log Z must have shape {gap.shape}, got {estimate.shape}.")
+        check_shape("The conditional log Z", estimate, gap.shape)
         return estimate
+    check_shape("params['log_z']", params["log_z"], ())
     return jnp.broadcast_to(params["log_z"], gap.shape)
 
 
@@ -61,11 +66,13 @@ def group_mean(
       axis_name: the mesh axis the batch is split over.
 
     Returns:
-      ``f32[B]``. NaN for a path that is alone in its group: its residual would be 0 whatever the posterior.
+      ``f32[B]``. NaN for a path that is alone in its group, whose residual would be 0 whatever the posterior, and for
+      one whose id is out of range, where only a traced value hides it until then.
 
     Raises:
-      ValueError: groups of one path, or k does not divide B.
+      ValueError: groups of one path, k does not divide B, an array that is not ``[B]``, or an id out of range.
     """
+    check_shape("gap", gap, gap.shape[:1])
     gap = jax.lax.stop_gradient(gap)
     shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     total = gap.shape[0] * shards
@@ -77,11 +84,21 @@ def group_mean(
         if total < 2:
             raise ValueError("VarGrad needs at least 2 paths per group, got 1: its loss would be 0 for any posterior.")
         return jnp.broadcast_to(over_shards(jnp.sum(gap)) / total, gap.shape)
-    if isinstance(group, int):
-        if group < 2 or total % group:
-            raise ValueError(f"VarGrad's group must be at least 2 and divide the {total} paths, got {group}.")
+    if np.ndim(group) == 0:
+        size = operator.index(group)
+        if size < 2 or total % size:
+            raise ValueError(f"VarGrad's group must be at least 2 and divide the {total} paths, got {size}.")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * gap.shape[0]
-        group = (first + jnp.arange(gap.shape[0])) // group
-    counts = over_shards(jax.ops.segment_sum(jnp.ones_like(gap), group, total))
-    sums = over_shards(jax.ops.segment_sum(gap, group, total))
-    return jnp.where(counts > 1, sums / jnp.maximum(counts, 1.0), jnp.nan)[group]
+        ids = (first + jnp.arange(gap.shape[0])) // size
+    else:
+        check_shape("group", group, gap.shape)
+        ids = jnp.asarray(group)
+    known = (ids >= 0) & (ids < total)
+    if not isinstance(known, Tracer) and not known.all():
+        raise ValueError(f"VarGrad's group ids must lie in 0..{total - 1} (B - 1), got {ids[jnp.argmin(known)]}.")
+    # Beyond the end, where a scatter drops it: a negative id would count from the end.
+    ids = jnp.where(known, ids, total)
+    counts = over_shards(jax.ops.segment_sum(jnp.ones_like(gap), ids, total))
+    sums = over_shards(jax.ops.segment_sum(gap, ids, total))
+    means = jnp.where(counts > 1, sums / jnp.maximum(counts, 1.0), jnp.nan)
+    return means.at[ids].get(mode="fill", fill_value=jnp.nan)

@@ -1,4 +1,4 @@
-"""Meshes, and what it takes for one function to run both plainly and under ``jax.shard_map``."""
+"""The mesh a batch is split over, which batches divide over it, and how a trajectory lies on it."""
 
 from typing import Any
 

@@ -120,7 +120,12 @@ def score(
 
 
 def rescore(process: Process, posterior: Policy, trajectory: Trajectory) -> Trajectory:
-    """Fills ``log_ratio`` of paths whose ``log_prior`` is known: one posterior pass, none of the prior."""
+    """Fills ``log_ratio`` of paths whose ``log_prior`` is known: one posterior pass, none of the prior.
+
+    The ratio of a step is then the difference of two float32 totals, whose rounding grows with the dimension: an error
+    of 1e-4 nats a path at 784 dimensions and 20 steps, of 6e-3 at 16,384 and 50. `score` runs the prior too and has
+    none of it.
+    """
     log_post = log_prob(process, posterior, trajectory.xs, trajectory.cond, trajectory.features)
     return trajectory._replace(log_ratio=trajectory.log_prior - log_post)
 

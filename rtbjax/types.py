@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
@@ -98,6 +99,17 @@ class Trajectory(NamedTuple):
 
 
 PRNGKey = jax.Array
+
+
+def check_shape(name: str, array: ArrayLike, shape: tuple[int | str, ...]) -> None:
+    """Raises a ValueError with both shapes unless they agree; an axis given by a name may have any length.
+
+    For arrays that a user hands in: a ``[B, 1]`` where ``[B]`` is meant broadcasts to ``[B, B]`` without a sound.
+    """
+    found = np.shape(array)
+    named = [length if isinstance(want, str) else want for want, length in zip(shape, found, strict=False)]
+    if len(found) != len(shape) or list(found) != named:
+        raise ValueError(f"{name} must have shape {str(shape).replace(chr(39), '')}, got {found}.")
 
 
 def varying_like(tree: PyTree, like: jax.Array) -> PyTree:

@@ -57,6 +57,17 @@ def test_acceptance_has_the_declared_probability_and_depends_on_the_global_index
     np.testing.assert_array_equal(some, kept.ravel()[30_000:30_050])
 
 
+def test_rewards_of_another_shape_are_errors():
+    column = jnp.zeros((8, 1))
+    with pytest.raises(ValueError, match=r"log_reward must have shape \(B,\), got \(8, 1\)"):
+        accept(jax.random.key(0), column, 0.0)
+    with pytest.raises(ValueError, match=r"index must have shape \(8,\), got \(3,\)"):
+        accept(jax.random.key(0), column[:, 0], 0.0, index=jnp.arange(3))
+    chain = LinearGaussian(num_steps=6)
+    with pytest.raises(ValueError, match=r"log_reward must have shape \(8,\), got \(8, 1\)"):
+        renoise(jax.random.key(0), chain.process, chain.prior, None, jnp.zeros((8, 2)), column)
+
+
 def random_posterior(chain):
     return Policy({"shift": jax.random.normal(jax.random.key(1), (chain.num_steps, 2))}, chain.shifted_apply)
 

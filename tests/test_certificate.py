@@ -176,13 +176,36 @@ def test_every_verdict_is_explained_and_the_certificate_is_json():
     "gap, message",
     [
         (np.zeros(1), r"at least 2 paths, got shape \(1,\)"),
-        (np.zeros((4, 2)), r"got shape \(4, 2\)"),
-        (np.asarray([0.0, np.nan, -np.inf]), "2 of 3 log-weights are not finite"),
+        (np.zeros((4, 2)), r"gap must have shape \(N,\), got \(4, 2\)"),
+        (np.asarray([0.0, np.nan, -np.inf]), "2 of 3 log-weights in gap are not finite"),
     ],
 )
 def test_weights_that_cannot_be_certified(gap, message):
     with pytest.raises(ValueError, match=message):
         certificate.certify(gap)
+
+
+@pytest.mark.parametrize(
+    "exact_gap, message",
+    [
+        (np.zeros((4, 1)), r"exact_gap must have shape \(M,\), got \(4, 1\)"),
+        (np.zeros(0), r"at least 1 path, got shape \(0,\)"),
+        (np.asarray([0.0, np.nan]), "1 of 2 log-weights in exact_gap are not finite"),
+    ],
+)
+def test_exact_paths_that_cannot_bound(exact_gap, message):
+    with pytest.raises(ValueError, match=message):
+        certificate.certify(normal_gaps(0.1), exact_gap=exact_gap)
+
+
+def test_rewards_of_another_shape_are_errors():
+    column = np.zeros((8, 1))
+    with pytest.raises(ValueError, match=r"log_reward must have shape \(N,\), got \(8, 1\)"):
+        certificate.from_prior(column)
+    with pytest.raises(ValueError, match=r"log_reward_again must have shape \(8,\), got \(8, 1\)"):
+        certificate.start_excess(column[:, 0], column)
+    with pytest.raises(ValueError, match=r"gap must have shape \(8,\), got \(8, 1\)"):
+        certificate.importance_resample(jax.random.key(0), jnp.zeros((8, 2)), column, 4)
 
 
 def test_importance_resampling_corrects_a_biased_sampler():

@@ -96,10 +96,10 @@ def test_the_library_names_no_application_package(path):
 
 
 def test_importing_rtbjax_loads_no_application_package():
-    """Beyond what JAX, Flax and optax load by themselves (optax loads absl)."""
+    """Beyond what JAX, Flax, optax and chex load by themselves (the last two load absl)."""
     script = """
 import sys
-import jax, flax.linen, flax.struct, flax.traverse_util, jaxtyping, optax, scipy.linalg, scipy.stats
+import chex, jax, flax.linen, flax.struct, jaxtyping, optax, scipy.linalg, scipy.stats
 before = set(sys.modules)
 import rtbjax, rtbjax.nets.unet, rtbjax.metrics.distances, rtbjax.replay, rtbjax.behaviour
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} | before.intersection(%r)))

@@ -102,6 +102,14 @@ def test_cutoff_silences_small_residuals_and_leaves_the_gradient_of_large_ones()
     np.testing.assert_allclose(jax.grad(total)(ratio, 0.0), ratio, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["rtb", "reinforce", "reinforce_reward", "ddpo", "dpok", "value"])
+def test_arrays_that_do_not_pair_up_are_refused(name):
+    log_z = (jnp.zeros(4),) if name == "rtb" else ()
+    bound = {"log_bound": 0.0} if name == "value" else {}
+    with jax.numpy_rank_promotion("allow"), pytest.raises(AssertionError, match=r"\(4, 1\)"):
+        getattr(losses, name)(jnp.zeros(4), jnp.zeros((4, 1)), *log_z, **bound)
+
+
 # Two paths, rewards 1 and 3 (mean 2, standard deviation 1): whitened -1 and 1.
 TWO = jnp.log(jnp.asarray([1.0, 3.0]))
 
@@ -136,6 +144,14 @@ def test_reinforce_on_two_paths_by_hand():
     np.testing.assert_allclose(
         push(lambda r: losses.reinforce(r, TWO), [0.4, -0.8]), [-difference, difference], rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["reinforce", "reinforce_reward", "ddpo", "dpok"])
+def test_the_exponent_of_r_is_that_of_a_tempered_reward(name):
+    loss = getattr(losses, name)
+    ratio, log_reward = jax.random.normal(jax.random.key(0), (2, 7))
+    np.testing.assert_allclose(loss(ratio, log_reward, beta=0.3), loss(ratio, 0.3 * log_reward), rtol=1e-6)
+    assert np.abs(loss(ratio, log_reward, beta=0.3) - loss(ratio, log_reward)).max() > 0.1
 
 
 def test_whitened():

@@ -169,6 +169,24 @@ def test_missing_reward_is_an_error(key):
         rtbjax.loss(params, paths._replace(log_reward=None), process=chain.process, apply_fn=chain.shifted_apply)
 
 
+@pytest.mark.parametrize(
+    "field, axis, message",
+    [
+        ("log_reward", -1, r"log_reward must have shape \(16,\), got \(16, 1\)"),
+        ("log_prior", -1, r"log_prior must have shape \(6, 16\), got \(6, 16, 1\)"),
+        ("log_ratio", -1, r"log_ratio must have shape \(6, 16\), got \(6, 16, 1\)"),
+        ("log_ratio", None, r"log_ratio must have shape \(6, 16\), got \(16,\)"),
+    ],
+)
+def test_an_array_of_another_shape_is_an_error_and_not_broadcast(key, field, axis, message):
+    """A log_reward[B, 1] would make the gap [B, B], where promotion of ranks is allowed, as it is by default."""
+    chain, params, paths = random_case(key)
+    value = getattr(paths, field)
+    paths = paths._replace(**{field: value.sum(0) if axis is None else jnp.expand_dims(value, axis)})
+    with jax.numpy_rank_promotion("allow"), pytest.raises(ValueError, match=message):
+        rtbjax.loss(params, paths, process=chain.process, apply_fn=chain.shifted_apply)
+
+
 def test_apply_fn_may_close_over_traced_base_parameters(key):
     """A frozen base can be an argument of the jitted update, not a constant baked into it."""
     chain, params, paths = random_case(key)

@@ -1,5 +1,7 @@
 """log Z per path, by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,28 @@ def test_a_path_alone_in_its_group_is_nan_and_the_others_are_not():
     np.testing.assert_allclose(actual, [2.0, 2.0, np.nan, 17 / 3, 17 / 3, 17 / 3], rtol=1e-6)
 
 
+@pytest.mark.parametrize("stray", [-1, 6, 600])
+def test_an_id_out_of_range_is_an_error_and_under_jit_a_nan_that_leaves_the_others(stray):
+    ids = jnp.asarray([0, 0, stray, 1, 1, 1], jnp.int32)
+    with pytest.raises(ValueError, match=rf"ids must lie in 0..5 \(B - 1\), got {stray}"):
+        group_mean(GAP, ids)
+    with pytest.raises(ValueError, match="ids must lie in"):
+        group_mean(GAP, np.asarray(ids))
+    np.testing.assert_allclose(jax.jit(group_mean)(GAP, ids), [2.0, 2.0, np.nan, *[17 / 3] * 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, jnp.int32, np.asarray], ids=lambda kind: kind.__name__)
+def test_a_size_may_be_any_integer(kind):
+    np.testing.assert_allclose(group_mean(GAP, kind(2)), [2.0, 2.0, 8.0, 8.0, 3.0, 3.0])
+    with pytest.raises(ValueError, match="divide the 6 paths, got 4"):
+        group_mean(GAP, kind(4))
+
+
+def test_a_size_that_is_no_integer_is_an_error():
+    with pytest.raises(TypeError, match="integer"):
+        group_mean(GAP, 2.0)
+
+
 def test_the_mean_is_detached():
     for group in (None, 2, jnp.asarray([0, 0, 1, 1, 1, 1], jnp.int32)):
         gradient = jax.grad(lambda gap, group=group: jnp.sum(group_mean(gap, group) ** 2))(GAP)
@@ -60,10 +84,22 @@ def test_conditional_sees_its_parameters_and_the_conditions():
 
 @pytest.mark.parametrize("shape", [(), (1,), (6, 1)], ids=str)
 def test_a_conditional_log_z_of_another_shape_is_an_error(shape):
-    with pytest.raises(
-        ValueError, match=rf"must have shape \(6,\), got {str(shape).replace('(', '.').replace(')', '.')}"
-    ):
+    with pytest.raises(ValueError, match=rf"conditional log Z must have shape \(6,\), got {re.escape(str(shape))}"):
         log_z_per_path(lambda p, cond: jnp.zeros(shape), {"log_z": None}, GAP, None, None, None)
+
+
+@pytest.mark.parametrize("shape", [(1,), (6,)], ids=str)
+def test_a_learned_log_z_that_is_no_scalar_is_an_error(shape):
+    message = rf"params\['log_z'\] must have shape \(\), got {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=message):
+        log_z_per_path("learned", {"log_z": jnp.zeros(shape)}, GAP, None, None, None)
+
+
+def test_gaps_and_ids_of_another_shape_are_errors():
+    with pytest.raises(ValueError, match=r"gap must have shape \(6,\), got \(6, 1\)"):
+        group_mean(GAP[:, None])
+    with pytest.raises(ValueError, match=r"group must have shape \(6,\), got \(3,\)"):
+        group_mean(GAP, jnp.zeros(3, jnp.int32))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Parametrisations start exactly at the prior and can leave it; low-rank adapters."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -256,6 +257,57 @@ def test_alpha_defaults_to_the_rank():
         np.testing.assert_allclose(
             policy.replace(params=ones)(x, jnp.float32(0.3), None), NET.apply(explicit, x, jnp.float32(0.3)), rtol=1e-5
         )
+
+
+def any_tree(kind):
+    """Parameters with two kernels, and a function of them that is linear in both."""
+    first, second = jax.random.normal(jax.random.key(5), (2, 3, 3))
+    if kind == "list":
+        return [first, [second]], lambda p, x: x @ p[0] @ p[1][0], ["0", "1/0"]
+    if kind == "dict holding a list":
+        return {"w": [first, second], "bias": None}, lambda p, x: x @ p["w"][0] @ p["w"][1], ["w/0", "w/1"]
+    module = eqx.nn.MLP(3, 3, 3, 1, use_bias=False, use_final_bias=False, key=jax.random.key(5))
+    module = eqx.tree_at(lambda m: (m.layers[0].weight, m.layers[1].weight), module, (first, second))
+    if kind == "equinox arrays":
+        module = eqx.filter(module, eqx.is_array)
+    return module, lambda p, x: x @ p.layers[0].weight @ p.layers[1].weight, ["layers/0/weight", "layers/1/weight"]
+
+
+@pytest.mark.parametrize("kind", ["list", "dict holding a list", "equinox", "equinox arrays"])
+def test_adapters_of_any_tree(kind):
+    """Also of an Equinox module with its functions still in it: what is no floating-point matrix is left alone."""
+    params, apply, names = any_tree(kind)
+    adapters = lora.init(jax.random.key(0), params, rank=3)
+    assert list(adapters) == names
+    x = jnp.ones((1, 3))
+    np.testing.assert_array_equal(apply(lora.merge(params, adapters), x), apply(params, x))
+    # With A the identity, B is the change itself: full rank can turn the second kernel into the identity.
+    second = jax.tree.leaves(eqx.filter(params, eqx.is_array))[1]
+    adapters[names[1]] = {"a": jnp.eye(3), "b": jnp.eye(3) - second}
+    merged = lora.merge(params, adapters, alpha=3.0)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    first = jax.tree.leaves(eqx.filter(params, eqx.is_array))[0]
+    np.testing.assert_allclose(apply(merged, x), x @ first, rtol=1e-5)
+
+
+def test_an_adapter_of_another_tree_is_an_error():
+    with pytest.raises(ValueError, match=r"no kernel at \['params/conv/kernel'\]"):
+        lora.merge([jnp.zeros((2, 2))], {"params/conv/kernel": {"a": jnp.zeros((2, 1)), "b": jnp.zeros((1, 2))}})
+
+
+def test_a_prior_that_is_an_argument_is_not_baked_into_the_program():
+    """Adapted inside the jitted function, the frozen parameters are a traced argument of it like any other."""
+    policy = parametrise.lora(jax.random.key(1), PRIOR, rank=2)
+
+    @jax.jit
+    def output(frozen, adapters, x):
+        inner = parametrise.lora(jax.random.key(1), PRIOR.replace(params=frozen), rank=2)
+        return inner.replace(params=adapters)(x, jnp.float32(0.3), None)
+
+    x, twice = jnp.ones((1, 2)), jax.tree.map(lambda w: 2.0 * w, PARAMS)
+    for frozen in (PARAMS, twice):
+        expected = NET.apply(frozen, x, jnp.float32(0.3))
+        np.testing.assert_allclose(output(frozen, policy.params, x), expected, rtol=1e-5)
 
 
 def test_lora_errors():

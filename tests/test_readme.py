@@ -80,6 +80,17 @@ def test_every_named_test_exists(document):
         assert named
 
 
+def test_every_name_of_the_library_that_is_written_somewhere_exists_after_import_rtbjax():
+    """In documents, notebooks and docstrings; in a fresh interpreter, where no other test has imported a module."""
+    sources = [*DOCUMENTS, *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "rtbjax").rglob("*.py")]
+    written = {name for path in sources for name in re.findall(r"\brtbjax(?:\.[A-Za-z_]\w*)+", path.read_text())}
+    assert {"rtbjax.behaviour.accept", "rtbjax.nets.mlp", "rtbjax.losses.reinforce"} <= written
+    code = "import operator, rtbjax\n" + "\n".join(
+        f"operator.attrgetter({name.removeprefix('rtbjax.')!r})(rtbjax)" for name in sorted(written)
+    )
+    run(code)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_linked_file_exists(document):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())

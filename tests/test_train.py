@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from oracles import LinearGaussian
 
 import rtbjax
+from rtbjax import losses
 from rtbjax.certificate import effective_sample_size
+from rtbjax.objective import LossInfo, path_log_ratio
 from rtbjax.sharding import data_mesh
 from rtbjax.train import TrainState, init_state, make_rollout, make_update, optimizer
 from rtbjax.types import Policy
@@ -26,6 +29,14 @@ LOG_Z = {
     "vargrad": ("vargrad", {}),
     "learned": ("learned", {"log_z": jnp.float32(0.4)}),
     "conditional": (conditional_log_z, {"log_z": {"scale": jnp.float32(0.2), "offset": jnp.float32(0.1)}}),
+}
+
+
+BASELINES = {
+    "reinforce": losses.reinforce,
+    "reinforce_reward": partial(losses.reinforce_reward, alpha=0.3),
+    "ddpo": losses.ddpo,
+    "dpok": partial(losses.dpok, kl_weight=0.5),
 }
 
 
@@ -51,12 +62,12 @@ def test_paths_do_not_depend_on_the_number_of_devices(key, devices):
 
 @pytest.mark.parametrize("given", [True, False], ids=["log_ratio given", "log_ratio recomputed"])
 @pytest.mark.parametrize("group", [None, 4, "ids"])
-@pytest.mark.parametrize("name", LOG_Z)
+@pytest.mark.parametrize("name", [*LOG_Z, *BASELINES])
 def test_sharded_gradient_is_unsharded(key, name, group, given):
-    """With plain SGD: Adam would hide a gradient that is wrong by the device count."""
+    """With plain SGD: Adam would hide a gradient that is wrong by the device count. Means are over the whole batch."""
     if name != "vargrad" and group is not None:
         return
-    log_z, extra = LOG_Z[name]
+    log_z, extra = LOG_Z.get(name, (None, {}))
     results = {}
     for devices in (1, 2, 8):
         policy, paths = batch(key, data_mesh(devices))
@@ -69,17 +80,14 @@ def test_sharded_gradient_is_unsharded(key, name, group, given):
 
         def objective(params, trajectory, *, key, axis_name):
             ids = trajectory.cond["id"]
-            return rtbjax.loss(
-                params,
-                trajectory._replace(cond=trajectory.cond["c"]),
-                process=CHAIN.process,
-                apply_fn=CHAIN.shifted_apply,
-                log_z=log_z,
-                group=ids if group == "ids" else group,
-                grad_steps=3,
-                key=key,
-                axis_name=axis_name,
-            )
+            trajectory = trajectory._replace(cond=trajectory.cond["c"])
+            chain = dict(process=CHAIN.process, apply_fn=CHAIN.shifted_apply, grad_steps=3, key=key)
+            if name in BASELINES:
+                log_ratio = path_log_ratio(params["policy"], trajectory, **chain)
+                per_path = BASELINES[name](log_ratio, trajectory.log_reward, beta=0.7, axis_name=axis_name)
+                return jnp.mean(per_path), LossInfo(log_ratio, jnp.zeros_like(log_ratio))
+            groups = ids if group == "ids" else group
+            return rtbjax.loss(params, trajectory, log_z=log_z, group=groups, axis_name=axis_name, **chain)
 
         update = make_update(objective, optax.sgd(1.0), data_mesh(devices))
         state, info = update(init_state(jax.tree.map(jnp.array, params), optax.sgd(1.0)), paths, key)
@@ -137,17 +145,15 @@ def _without_key(params, trajectory, *, key, **arguments):
 
 def test_update_compiles_once(key):
     _, paths = batch(key, data_mesh(2))
-    traces = []
 
+    @chex.assert_max_traces(n=1)
     def objective(params, trajectory, *, key, axis_name):
-        traces.append(1)
         return rtbjax.loss(params, trajectory, process=CHAIN.process, apply_fn=CHAIN.shifted_apply, axis_name=axis_name)
 
     update = make_update(objective, optax.adam(1e-3), data_mesh(2))
     state = init_state({"policy": {"shift": jnp.zeros((5, 2))}}, optax.adam(1e-3))
-    state, _ = update(state, paths, key)
-    first = len(traces)
-    for _ in range(3):
+    for _ in range(4):
         state, _ = update(state, paths, key)
-    assert len(traces) == first
+    with pytest.raises(AssertionError, match="traced"):  # Paths without ratios are another program: the count works.
+        update(state, paths._replace(log_ratio=None), key)
     assert isinstance(state, TrainState) and state.step == 4

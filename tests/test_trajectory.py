@@ -8,6 +8,7 @@ from oracles import LinearGaussian, TabularMasked
 
 import rtbjax
 from rtbjax import posterior as parametrise
+from rtbjax.process import sde
 from rtbjax.process.absorbing import absorbing
 from rtbjax.schedules import linear_mask_rate
 from rtbjax.trajectory import log_prob, noise, rescore, rollout, score
@@ -145,6 +146,24 @@ def test_without_a_posterior_the_paths_are_the_priors():
     # Prior paths that kept their features can be scored under the posterior without the prior.
     expected = jax.jit(lambda xs: score(process, prior, xs, posterior=posterior).log_ratio)(alone.xs)
     np.testing.assert_allclose(rescored.log_ratio, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims, num_steps, most", [(784, 20, 5e-4), (16_384, 50, 5e-2)])
+def test_rescoring_loses_the_digits_of_two_totals_per_step_and_no_more(dims, num_steps, most):
+    """Against `score`, which compares the two laws (test_kernels.py tests that against float64)."""
+    process = sde.brownian_bridge(num_steps, 1.0)
+    prior = Policy(jnp.float32(0.0), lambda params, x, t, cond: params - x)
+    posterior = prior.replace(params=jnp.float32(0.02))
+
+    @jax.jit
+    def run(key):
+        paths = rollout(key, process, prior, shape=(8, dims))
+        scored = score(process, prior, paths.xs, posterior=posterior)
+        return jnp.sum(scored.log_ratio, axis=0), jnp.sum(rescore(process, posterior, paths).log_ratio, axis=0)
+
+    scored, rescored = run(jax.random.key(0))
+    error = np.abs(scored - rescored).max()
+    assert 1e-3 * most < error < most and np.abs(scored).max() > 0.5
 
 
 def test_the_prior_runs_once_per_step():

@@ -1,0 +1,3 @@
+"""What to measure about samples."""
+
+from rtbjax.metrics import distances as distances

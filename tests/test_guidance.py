@@ -1,0 +1,75 @@
+"""Training-free steering where it is exact, and where its gradient has a closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import GaussianData
+
+import rtbjax
+from rtbjax import guidance
+from rtbjax.process import sde, vp
+from rtbjax.schedules import linear_alpha_bar, respace
+from rtbjax.types import Policy
+
+SLOPE = jnp.asarray([0.7, -0.4])
+
+
+def linear(x, cond):
+    return x @ SLOPE
+
+
+def classifier(process, prior, log_reward, **arguments):
+    return guidance.classifier_guidance(prior, log_reward, **arguments)
+
+
+KINDS = pytest.mark.parametrize("make", [classifier, guidance.posterior_sampling], ids=lambda make: make.__name__)
+
+
+@KINDS
+def test_of_constant_drift_and_linear_log_r_it_is_the_exact_posterior(make, key):
+    """log E[exp(c . x_T) | x] is then c . x plus a constant: its gradient is c, at every state."""
+    drift, diffusion = jnp.asarray([0.5, -1.0]), 1.5
+    process = sde.brownian_bridge(6, diffusion)
+    prior = Policy(drift, lambda params, x, t, cond: jnp.broadcast_to(params, x.shape))
+    guided = make(process, prior, linear)
+    paths = jax.jit(lambda key: rtbjax.rollout(key, process, prior, guided, shape=(64, 2), widen=0.5))(key)
+    gap = jnp.sum(paths.log_ratio, axis=0) + linear(paths.xs[-1], None)
+    np.testing.assert_allclose(gap, drift @ SLOPE + 0.5 * diffusion * SLOPE @ SLOPE, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_posterior_sampling_differentiates_through_the_denoiser(prediction):
+    """For Gaussian data E[x0 | x] is linear, so that the gradient is c times its gain, at each of the chain's times."""
+    data, schedule = GaussianData(), respace(linear_alpha_bar(), 10)
+    process = vp.ddpm(schedule, prediction=prediction)
+    prior = data.vp(linear_alpha_bar(), prediction)
+    guided = guidance.posterior_sampling(process, prior, linear, strength=2.0)
+    x = jax.random.normal(jax.random.key(0), (3, 2))
+    for i in (0, 4, 9):
+        t, a = process.time(i), schedule.alpha_bar[i]
+        score = guided.look(prior(x, t, None), x, t, None)["score"]
+        gain = np.sqrt(a) * data.std**2 / (a * data.std**2 + 1.0 - a)
+        np.testing.assert_allclose(score, np.broadcast_to(2.0 * gain * SLOPE, x.shape), rtol=2e-3)
+
+
+@KINDS
+def test_the_score_is_clipped_scaled_per_sample_and_sees_the_condition(make):
+    """log r = -cond |x|^2 / 2 at a prior without drift, whose estimate of the data is the state itself."""
+    process = sde.brownian_bridge(5, 1.0)
+    prior = Policy({}, lambda params, x, t, cond: jnp.zeros_like(x))
+
+    def log_reward(x, cond):
+        return -0.5 * cond * jnp.sum(x**2, axis=-1)
+
+    guided = make(process, prior, log_reward, strength=0.5, clip=1.5)
+    x, cond, i = jnp.asarray([[1.0, -7.0], [0.2, 0.4]]), jnp.asarray([1.0, 3.0]), jnp.int32(2)
+    t = process.time(i)
+    output = prior(x, t, cond)
+    law = process.reverse(guided(x, t, cond, guided.look(output, x, t, cond)), x, i)
+    base = process.reverse(output, x, i)
+    np.testing.assert_allclose(
+        law.mean - base.mean, base.std**2 * 0.5 * np.asarray([[-1.0, 1.5], [-0.6, -1.2]]), rtol=1e-5
+    )
+    np.testing.assert_array_equal(law.std, base.std)
+    assert not jax.tree.leaves(guided.params)

@@ -40,8 +40,13 @@ def accept(
     check_shape("log_reward", log_reward, ("B",))
     index = jnp.arange(log_reward.shape[0]) if index is None else index
     check_shape("index", index, log_reward.shape)
-    uniform = jax.vmap(jax.random.uniform)(sample_keys(key, index))
-    return jnp.log(uniform) < beta * (log_reward - log_bound)
+
+    def uniform(key):
+        # A float32 uniform is 0 once in 2^23, which would accept anything: 23 bits more, not all of them 0.
+        fine = jax.random.uniform(jax.random.fold_in(key, 1), minval=2.0**-23)
+        return jax.random.uniform(key) + 2.0**-23 * fine
+
+    return jnp.log(jax.vmap(uniform)(sample_keys(key, index))) <= beta * (log_reward - log_bound)
 
 
 def renoise(

@@ -107,9 +107,9 @@ def certify(
     """
     gap = _log_weights("gap", gap, "N", at_least=2)
     exact_gap = None if exact_gap is None else _log_weights("exact_gap", exact_gap, "M", at_least=1)
-    estimate = _log_mean_exp(gap, "importance sampling")
-    elbo = float(gap.mean())
     fraction = effective_sample_size(gap)
+    estimate = _log_mean_exp(gap, fraction, "importance sampling")
+    elbo = float(gap.mean())
     tail = pareto_k(gap)
     path_kl = None if reference is None else reference.log_z - elbo
     return Certificate(
@@ -159,10 +159,10 @@ def _verdict(
     return "consistent" if ess >= MIN_ESS and close else "importance_weight"
 
 
-def _log_mean_exp(log_w: np.ndarray, source: str) -> Estimate:
+def _log_mean_exp(log_w: np.ndarray, ess: float, source: str) -> Estimate:
     """log mean exp; delta-method interval, the relative variance of the mean weight being (1 / ESS - 1) / N."""
     log_z = float(np.logaddexp.reduce(log_w) - math.log(log_w.size))
-    relative = math.sqrt(max(1.0 / effective_sample_size(log_w) - 1.0, 0.0) / log_w.size)
+    relative = math.sqrt(max(1.0 / ess - 1.0, 0.0) / log_w.size)
     return Estimate(log_z, (log_z - _NORMAL_95 * relative, log_z + _NORMAL_95 * relative), source)
 
 
@@ -170,7 +170,7 @@ def from_prior(log_reward: Float[ArrayLike, " N"], beta: float = 1.0) -> Estimat
     """log Z = log E_prior[r^beta] from prior samples; where r <= 1, the log acceptance rate without the coin flips."""
     check_shape("log_reward", log_reward, ("N",))
     log_w = beta * np.asarray(log_reward, np.float64)
-    return _log_mean_exp(log_w, f"{log_w.size} prior samples")
+    return _log_mean_exp(log_w, effective_sample_size(log_w), f"{log_w.size} prior samples")
 
 
 def exact(log_z: float, source: str) -> Estimate:

@@ -100,7 +100,10 @@ class Categorical(NamedTuple):
         return _sum_event(self._gather(x))
 
     def log_ratio(self, other: "Categorical", x: Array) -> Float[Array, " B"]:
-        return _sum_event(self._gather(x) - other._gather(x))
+        """A token impossible under both laws contributes 0, so that it is a path's other steps that tell them apart."""
+        mine, theirs = self._gather(x), other._gather(x)
+        neither = (mine == -jnp.inf) & (theirs == -jnp.inf)
+        return _sum_event(jnp.where(neither, 0.0, mine) - jnp.where(neither, 0.0, theirs))
 
     def kl(self, other: "Categorical") -> Float[Array, " B"]:
         # 0 log 0 = 0, also where both are impossible; and no NaN in the gradient of what is not selected.

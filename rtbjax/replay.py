@@ -59,7 +59,10 @@ def sample(key: PRNGKey, buffer: Buffer, batch: int, temperature: float = 1.0) -
 
     The buffer must not be empty: check ``buffer.added`` on the host first.
     """
-    # By inverting the distribution function: one uniform per draw, not one Gumbel variable per draw and slot.
-    mass = jnp.cumsum(jax.nn.softmax(buffer.priority / temperature))
-    index = jnp.searchsorted(mass, mass[-1] * jax.random.uniform(key, (batch,)), side="right")
+    # By inversion: Gumbel noise for every pair of a draw and an item would need batch * capacity numbers.
+    cumulative = jnp.cumsum(jax.nn.softmax(buffer.priority / temperature))
+    index = jnp.searchsorted(cumulative, jax.random.uniform(key, (batch,)) * cumulative[-1], side="right")
+    # What a parallel sum rounds off must not reach into the empty slots, which are the last ones.
+    held = jnp.minimum(buffer.added, buffer.priority.shape[0])
+    index = jnp.minimum(index, held - 1)
     return jax.tree.map(lambda x: x[index], buffer.items)

@@ -93,7 +93,18 @@ def from_probability(probability: Callable[[Array, Any], Array], floor: float) -
 
     Raises:
       ValueError: ``floor`` not positive.
+      RewardError: when asked, of a negative value; the message names the first.
     """
     if floor <= 0.0:
         raise ValueError(f"The floor that stands in for probability 0 must be positive, got {floor}.")
-    return lambda x, cond: np.log(np.maximum(np.asarray(probability(x, cond), np.float64), floor)).astype(np.float32)
+
+    def log_reward(x, cond):
+        p = np.asarray(probability(x, cond), np.float64)
+        if (p < 0.0).any():
+            first = int(np.argmax(p < 0.0))
+            raise RewardError(
+                f"The reward returned {p.flat[first]} for sample {first}, and a probability is at least 0."
+            )
+        return np.log(np.maximum(p, floor)).astype(np.float32)
+
+    return log_reward

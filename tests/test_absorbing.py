@@ -15,7 +15,7 @@ import rtbjax
 from rtbjax.process.absorbing import absorbing
 from rtbjax.schedules import linear_mask_rate, loglinear_mask_rate
 from rtbjax.trajectory import log_prob, noise, rollout
-from rtbjax.types import Policy
+from rtbjax.types import LearnedStd, Policy, Steered
 
 MASK = 2
 CHAIN = TabularMasked(num_steps=3, length=2, vocab_size=2)
@@ -335,6 +335,13 @@ def train(process, chain, prior, log_reward, conditions, updates=400, batch=256)
 def test_bad_arguments_say_what_is_allowed(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("output", [Steered(jnp.zeros((1, 1, 2)), 0.0), LearnedStd(jnp.zeros((1, 1, 2)), 0.0)])
+def test_an_output_that_changes_a_gaussian_step_is_refused(output):
+    process = absorbing(linear_mask_rate(2), 2)
+    with pytest.raises(TypeError, match=rf"takes logits \[B, L, V\]; {type(output).__name__} changes a Gaussian step"):
+        process.reverse(output, jnp.asarray([[2]], jnp.int32), 0)
 
 
 def test_the_network_is_told_the_mask_rate_and_its_best_guess_fills_the_masks():

@@ -8,7 +8,7 @@ from oracles import LinearGaussian, QuadraticGaussian, assert_moments
 
 from rtbjax import posterior as parametrise
 from rtbjax.behaviour import accept, mix, renoise
-from rtbjax.trajectory import rollout, score
+from rtbjax.trajectory import rollout, sample_keys, score
 from rtbjax.types import Policy
 
 CHAIN = QuadraticGaussian()
@@ -55,6 +55,14 @@ def test_acceptance_has_the_declared_probability_and_depends_on_the_global_index
     assert abs(kept[1].mean() - 0.5) < 0.018
     some = accept(jax.random.key(0), log_reward[30_000:30_050], np.log(2.0), beta=0.5, index=30_000 + jnp.arange(50))
     np.testing.assert_array_equal(some, kept.ravel()[30_000:30_050])
+
+
+def test_a_path_is_not_accepted_for_a_uniform_number_that_is_zero():
+    """One in 2^23 float32 uniforms is, and this sample's is one of them; 5e-14 of the samples should be accepted."""
+    key, index = jax.random.key(0), jnp.asarray([15_405_709], jnp.int32)
+    assert jax.vmap(jax.random.uniform)(sample_keys(key, index)) == 0.0
+    for log_reward, kept in ((-30.0, False), (-jnp.inf, False), (0.0, True)):
+        assert accept(key, jnp.asarray([log_reward]), 0.0, index=index) == kept
 
 
 def test_rewards_of_another_shape_are_errors():

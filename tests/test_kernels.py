@@ -166,6 +166,19 @@ def test_one_hot_positions_contribute_nothing_and_have_no_gradient():
         assert np.isfinite(gradient).all() and np.abs(gradient[0, 1]).min() > 1e-3
 
 
+def test_a_token_impossible_under_both_laws_contributes_nothing_to_their_ratio():
+    """Under one of them alone it is an infinite ratio, as it should be; and there is no NaN in the gradient."""
+    log_probs = jnp.log(jnp.asarray([[[0.0, 1.0, 0.0], [0.5, 0.25, 0.25]]]))
+    law = Categorical(log_probs)
+    both = Categorical(log_probs.at[0, 1].set(jnp.log(jnp.asarray([0.25, 0.25, 0.5]))))
+    x = jnp.asarray([[0, 2]], jnp.int32)
+    np.testing.assert_allclose(law.log_ratio(both, x), [np.log(0.5)], rtol=1e-6)
+    possible = Categorical(jnp.full((1, 2, 3), -np.log(3.0), jnp.float32))
+    assert law.log_ratio(possible, x) == -np.inf and possible.log_ratio(law, x) == np.inf
+    gradient = jax.grad(lambda lp: jnp.sum(law.log_ratio(Categorical(lp), x)))(both.log_probs)
+    np.testing.assert_array_equal(gradient, [[[0.0, 0.0, 0.0], [0.0, 0.0, -1.0]]])
+
+
 def test_widened_categorical_is_flatter_and_keeps_the_impossible_impossible():
     log_probs = jnp.log(jnp.asarray([[[0.7, 0.3, 0.0], [0.0, 1.0, 0.0]]]))
     wide = np.exp(Categorical(log_probs).widen(jnp.float32(1.0)).log_probs)[0]

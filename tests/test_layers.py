@@ -24,8 +24,7 @@ LAYERS = [
 LEAVES = {"losses", "partition", "replay", "lora", "rewards", "sharding", "nets", "metrics"}
 LEAVES_USED_BY = {
     "posterior": {"lora"},
-    "trajectory": {"sharding"},
-    "objective": {"losses", "partition", "sharding"},
+    "objective": {"losses", "partition"},
     "train": {"sharding"},
 }
 FORBIDDEN = {"absl", "ml_collections", "orbax", "tensorflow_datasets", "tensorflow", "matplotlib", "experiments"}
@@ -66,6 +65,14 @@ FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.p
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_imports_from_its_right(path):
     assert not violations(module_of(path), path.read_text())
+
+
+def test_every_leaf_that_a_module_may_use_is_used():
+    used = {module: set() for module in LEAVES_USED_BY}
+    for path in FILES:
+        reached = {name.split(".")[1] for name in imports_of(path.read_text()) if name.startswith("rtbjax.")}
+        used.get(module_of(path), set()).update(reached & LEAVES)
+    assert used == LEAVES_USED_BY
 
 
 def test_every_module_has_a_layer():

@@ -1,5 +1,7 @@
 """The zero-loss oracles, and the two-pass gradient against plain autodiff."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,10 @@ from oracles import GaussianData, LinearGaussian, QuadraticGaussian
 
 import rtbjax
 from rtbjax import schedules
+from rtbjax.nets.mlp import PISNet
 from rtbjax.process import sde, vp
 from rtbjax.process.absorbing import absorbing
+from rtbjax.sharding import data_mesh
 from rtbjax.trajectory import log_prob, noise, rollout, score
 from rtbjax.types import Policy
 
@@ -104,24 +108,40 @@ def test_subsampled_gradient_is_unbiased_and_leaves_the_value(key):
     assert any(not np.allclose(g["policy"]["shift"], full["policy"]["shift"], rtol=1e-2) for g in seen.values())
 
 
-def test_vargrad_is_rtb_at_the_mean_gap_of_each_group(key):
+@pytest.mark.parametrize("group", [None, 4, "ids"])
+def test_vargrad_is_rtb_at_the_mean_gap_of_each_group(key, group):
+    """Group by group it is the loss with a learned log Z that has found its best value, in value and gradient."""
     chain, params, paths = random_case(key)
     arguments = dict(process=chain.process, apply_fn=chain.shifted_apply)
-    group = jnp.asarray([0] * 4 + [1] * 8 + [2] * 4, jnp.int32)
-    value, info = rtbjax.loss(params, paths, group=group, **arguments)
-    expected = 0.0
-    for members in (slice(0, 4), slice(4, 12), slice(12, 16)):
-        expected += 0.5 * np.sum((info.gap[members] - np.mean(info.gap[members])) ** 2) / 16
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        rtbjax.loss(params, paths, group=4, **arguments)[0],
-        np.mean([0.5 * np.var(np.asarray(info.gap[i : i + 4])) for i in range(0, 16, 4)]),
-        rtol=1e-5,
-    )
+    labels = np.arange(16) // 4 if group == 4 else np.asarray([0] * 4 + [1] * 8 + [2] * 4)
+    labels = np.zeros(16, int) if group is None else labels
+    ids = jnp.asarray(labels, jnp.int32) if group == "ids" else group
+    differentiate = jax.value_and_grad(rtbjax.loss, has_aux=True)
+    (value, info), gradient = differentiate(params, paths, group=ids, **arguments)
+    total, total_gradient = 0.0, 0.0
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        some = paths._replace(
+            xs=paths.xs[:, members],
+            log_reward=paths.log_reward[members],
+            log_prior=paths.log_prior[:, members],
+            log_ratio=paths.log_ratio[:, members],
+        )
+        best = params | {"log_z": jnp.mean(info.gap[members])}
+        (part, _), its_gradient = differentiate(best, some, log_z="learned", **arguments)
+        np.testing.assert_allclose(its_gradient["log_z"], 0.0, atol=1e-5)  # It is the best value.
+        total += len(members) / 16 * part
+        total_gradient += len(members) / 16 * its_gradient["policy"]["shift"]
+    np.testing.assert_allclose(value, total, rtol=1e-5)
+    np.testing.assert_allclose(gradient["policy"]["shift"], total_gradient, rtol=1e-4, atol=1e-5)
+
+
+def temporary_bytes(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_temporary_memory_does_not_grow_with_the_number_of_steps():
-    def temporary_bytes(num_steps):
+    def gradient_bytes(num_steps):
         chain = LinearGaussian(num_steps=num_steps, dim=8)
 
         def gradient(params, paths):
@@ -129,13 +149,33 @@ def test_temporary_memory_does_not_grow_with_the_number_of_steps():
                 params, paths, process=chain.process, apply_fn=chain.prior_apply
             )[0]
 
-        paths = jax.eval_shape(
-            lambda k: rollout(k, chain.process, chain.prior, chain.prior, shape=(256, 8)), jax.random.key(0)
-        )._replace(log_reward=jax.ShapeDtypeStruct((256,), jnp.float32))
-        params = {"policy": jax.eval_shape(lambda: chain.prior.params)}
-        return jax.jit(gradient).lower(params, paths).compile().memory_analysis().temp_size_in_bytes
+        paths = abstract_paths(chain.process, chain.prior, (256, 8))
+        return temporary_bytes(gradient, {"policy": jax.eval_shape(lambda: chain.prior.params)}, paths)
 
-    assert temporary_bytes(1000) <= 1.05 * temporary_bytes(100) + 16 * 1000
+    assert gradient_bytes(1000) <= 1.05 * gradient_bytes(100) + 16 * 1000
+
+
+def abstract_paths(process, prior, shape):
+    paths = jax.eval_shape(lambda key: rollout(key, process, prior, prior, shape=shape), jax.random.key(0))
+    return paths._replace(log_reward=jax.ShapeDtypeStruct(shape[:1], jnp.float32))
+
+
+def test_an_update_at_the_size_of_the_gaussian_mixture_grows_with_the_states_alone():
+    """500 paths, a network of width 64, ten steps per call; the states are arguments, and no copy of them is made."""
+    net = PISNet(features=2, width=64)
+    weights = net.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.float32(0.0))
+    prior = Policy(weights, lambda params, x, t, cond: net.apply(params, x, t))
+    optimizer = rtbjax.optimizer(1e-3)
+
+    def update_bytes(num_steps):
+        process = sde.brownian_bridge(num_steps)
+        objective = partial(rtbjax.loss, process=process, apply_fn=prior.apply_fn, chunk=10)
+        update = rtbjax.make_update(objective, optimizer, data_mesh(1))
+        paths = abstract_paths(process, prior, (500, 2))
+        state = jax.eval_shape(lambda: rtbjax.init_state({"policy": weights}, optimizer))
+        return temporary_bytes(update, state, paths, jax.eval_shape(lambda: jax.random.key(0)))
+
+    assert update_bytes(1000) <= 1.05 * update_bytes(100)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import math
 import os
 import re
 import subprocess
@@ -29,16 +30,17 @@ def run(code):
 def test_first_example_gives_a_certificate_in_ten_lines():
     example = blocks("python")[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    assert "Certificate(log_z_is=" in run(example + "\nassert jax.numpy.isfinite(gradient['policy']['pull'])")
+    printed = run(example + "\nassert jnp.isfinite(gradient['policy']['pull']) and gradient['policy']['pull'] != 0")
+    log_z, verdict = re.search(r"Certificate\(log_z_is=(\S+),.* verdict='(\w+)'\)", printed).groups()
+    assert verdict == "coverage_unchecked"  # No reference is given.
+    # The prior's ends are N(0, v) by the recursion of its variance; under them E exp(-(x - 1)^2) in closed form, twice.
+    spread = 1 + 2 * 0.25 * sum(0.81**k for k in range(20))
+    assert abs(float(log_z) + math.log(spread) + 2 / spread) < 0.2  # The standard error is 0.1.
 
 
 def test_every_block_runs_in_order():
-    assert run("\n".join(blocks("python"))).split()[-1] in (
-        "consistent",
-        "importance_weight",
-        "modes_missing",
-        "unreliable",
-    )
+    """Five steps do not train a network and 64 paths are few: the weights say nothing, and say so."""
+    assert run("\n".join(blocks("python"))).split()[-1] == "unreliable"
 
 
 def test_commands_are_the_ones_ci_runs():

@@ -72,6 +72,21 @@ def test_samples_follow_priority_over_temperature(temperature, weights):
     assert scipy.stats.chisquare(counts, 6_000 * np.asarray(weights) / np.sum(weights)).pvalue > 1e-3
 
 
+def test_sampling_needs_no_memory_for_every_pair_of_a_draw_and_an_item():
+    buffer = jax.eval_shape(lambda: empty(16_384))
+    compiled = sample.lower(jax.eval_shape(lambda: jax.random.key(0)), buffer, batch=1_000).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * 16_384
+
+
+def test_priorities_of_any_size_are_normalised():
+    """Log-weights: of thousands of nats only the differences count."""
+    for offset in (-3_000.0, 3_000.0):
+        priority = offset + jnp.log(jnp.asarray([1.0, 3.0]))
+        buffer = add(empty(4), items([1.0, 2.0]), jnp.ones(2, bool), priority)
+        drawn = np.asarray(sample(jax.random.key(0), buffer, batch=2_000)["x0"][:, 0])
+        assert abs(np.mean(drawn == 2.0) - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 2_000)
+
+
 def test_an_overwritten_item_takes_its_priority_with_it():
     buffer = add(empty(2), items([1.0, 2.0]), jnp.ones(2, bool), jnp.asarray([30.0, 0.0]))
     buffer = add(buffer, items([3.0]), jnp.ones(1, bool), jnp.asarray([0.0]))

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from rtbjax.kernels import Categorical
 from rtbjax.process import Process
+from rtbjax.types import LearnedStd, Steered
 
 
 def absorbing(
@@ -71,6 +72,11 @@ def absorbing(
         return jnp.where(jax.nn.one_hot(x, vocab_size + 1, dtype=jnp.bool_), 0.0, -jnp.inf)
 
     def reverse(output, x, i):
+        if isinstance(output, (Steered, LearnedStd)):
+            kind = type(output).__name__
+            raise TypeError(
+                f"A masked process takes logits [B, L, V]; {kind} changes a Gaussian step, of which it has none."
+            )
         return Categorical(jnp.where((x == mask_id)[..., None], masked_log_probs(output, i), certain(x)))
 
     def target(x0, x, i):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import records
+from experiments import records, settings
 from experiments.domains.base import Domain
 from experiments.exact import Exact
 from experiments.files import replacing
@@ -59,7 +59,12 @@ def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, 
       workdir: each variation gets a folder in it.
       execute: trains and evaluates one config in one folder, or reads what it left there.
       mode: ``train``, or ``evaluate`` to evaluate each anew.
+
+    Raises:
+      ConfigError: a field of any variation, before the first one runs.
     """
+    for one in variations(config).values():
+        settings.check(one)
     if mode == "evaluate":
         records.confirm(workdir, config.to_dict(), ignore=("eval", "log"))
         return compare(config, workdir, execute, mode)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from shrunk import changed, gmm
 
 from configs import mnist as mnist_config
-from experiments import proposal, run, settings
+from experiments import compare, proposal, run, settings
 from experiments.errors import ConfigError, UserError
 
 
@@ -114,6 +114,13 @@ def test_a_rejected_command_leaves_no_workdir(config, tmp_path, make, changes, m
     with pytest.raises(UserError, match=message if mode == "train" else "train it first"):
         run.execute(config, tmp_path / "runs" / "w", mode)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_comparison_is_refused_for_any_of_its_variations_before_the_first_runs(config, tmp_path):
+    config.compare = {"runs": [("RTB", []), ("PPO", [("objective.loss", "ppo")])]}
+    with pytest.raises(ConfigError, match="rtb, reinforce"):
+        compare.run(config, tmp_path / "w", run.execute, "train")
+    assert not (tmp_path / "w").exists()
 
 
 def test_several_processes_are_refused(config, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax.process import Process
-from rtbjax.types import Policy, PRNGKey, Trajectory, varying_like
+from rtbjax.types import Policy, PRNGKey, Trajectory, check_shape, varying_like
 
 
 def sample_keys(key: PRNGKey, index: Int[Array, " B"]) -> PRNGKey:
@@ -53,7 +53,12 @@ def rollout(
 
     Returns:
       A `Trajectory` without ``log_reward``.
+
+    Raises:
+      ValueError: ``start`` of another shape.
     """
+    if start is not None:
+        check_shape("start", start, shape)
     index = jnp.arange(shape[0]) if index is None else index
     keys = sample_keys(key, index)
     last = process.num_steps

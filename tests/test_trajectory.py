@@ -171,6 +171,8 @@ def test_a_given_start_is_the_path_start_and_nothing_else_changes(case):
     run = jax.jit(lambda key, start: rollout(key, process, prior, posterior, shape=(16, 2), widen=0.3, start=start))
     same = run(jax.random.key(0), paths.xs[0])
     jax.tree.map(np.testing.assert_array_equal, same, paths)
+    with pytest.raises(ValueError, match=r"start must have shape \(16, 2\), got \(16, 1\)"):
+        run(jax.random.key(0), paths.xs[0][:, :1])
     other = run(jax.random.key(1), paths.xs[0])
     np.testing.assert_array_equal(other.xs[0], paths.xs[0])
     assert np.any(np.asarray(other.xs[-1]) != np.asarray(paths.xs[-1]))

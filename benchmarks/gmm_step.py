@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.gmm import get_config
-from experiments import loop, objectives, proposal
+from experiments import objectives, optimizers
 from experiments.domains import gmm
+from experiments.proposal import Proposal
 from experiments.records import write_json
 from rtbjax import Trajectory, train
 from rtbjax.sharding import data_mesh
@@ -47,9 +48,9 @@ def on_policy_config():
 def rtbjax_step(config) -> Callable[[], None]:
     """The step of `experiments.loop`, blocking until it is done."""
     domain, mesh, key = gmm.build(config), data_mesh(), jax.random.key(config.seed)
-    optimizer = loop.make_optimizer(config)
+    optimizer = optimizers.make(config)
     update = train.make_update(objectives.make(config, domain), optimizer, mesh)
-    source = proposal.make(config, domain, mesh)
+    source = Proposal(config, domain, mesh)
     state, buffers = train.init_state(objectives.initial_params(config, domain), optimizer), source.blank()
 
     def step():
@@ -67,7 +68,7 @@ def temporary_bytes(config, num_steps: int) -> tuple[int, int]:
     config = config.copy_and_resolve_references()
     config.process.num_steps = num_steps
     domain, batch = gmm.build(config), config.train.batch_size
-    optimizer = loop.make_optimizer(config)
+    optimizer = optimizers.make(config)
     update = jax.jit(train.make_update(objectives.make(config, domain), optimizer), donate_argnums=0)
     f32 = jnp.float32
     per_step = jax.ShapeDtypeStruct((num_steps, batch), f32)

@@ -26,7 +26,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.devices = 0  # 0: all devices; the batch must divide over them.
-    config.distributed = False
+    config.distributed = False  # Starts jax.distributed; runs over several processes are not supported yet.
 
     config.data = ConfigDict()
     config.data.path = ""  # A local data set; "" for the default source.

@@ -58,4 +58,5 @@ def comparisons():
     runs["REINFORCE on log r, KL in the advantage"] = on_policy | {"objective.loss": "reinforce"}
     runs["classifier guidance"] = on_policy | {"posterior.kind": "classifier_guidance", "train.steps": 0}
     # Dots separate fields in a config's names, so the list is kept as text.
-    return {"runs": [(name, list(changes.items())) for name, changes in runs.items()]}
+    tuned = [name for name, changes in runs.items() if "objective.alpha" in changes]
+    return {"tuned": tuned, "runs": [(name, list(changes.items())) for name, changes in runs.items()]}

@@ -8,8 +8,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
+from experiments.errors import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError):
     """No checkpoint, or none that can be read."""
 
 
@@ -29,22 +31,33 @@ class Checkpoints:
     def restore(self, like: PyTree) -> tuple[int, Any] | None:
         """The newest readable checkpoint as ``(step, tree)``, or None if there is none at all.
 
+        The tree is on the host: arrays that orbax restores are committed to one device, and a mesh of several would
+        refuse them. Newer checkpoints that could not be read are deleted, for their steps will be saved again.
+
         Raises:
           CheckpointError: there are checkpoints, and not one of them can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        for step in steps:
+        for position, step in enumerate(steps):
             try:
-                return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                tree = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
             except Exception as error:
                 logging.warning("Checkpoint %d cannot be read, trying the one before: %s", step, _first_line(error))
+                continue
+            for unreadable in steps[:position]:
+                self._manager.delete(unreadable)
+            return step, jax.device_get(tree)
         if steps:
             raise CheckpointError(
                 f"None of the checkpoints {steps} in {self._directory} can be read; move that folder away to start "
                 "over."
             )
         return None
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
 
     def close(self) -> None:
         self._manager.close()

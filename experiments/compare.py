@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import records
+from experiments import records, settings
 from experiments.domains.base import Domain
 from experiments.exact import Exact
+from experiments.files import replacing
 
 COLUMNS = {
     "mode_tv": "mode TV",
@@ -18,8 +19,10 @@ COLUMNS = {
     "log_z_error": "log Z error",
     "path_kl": "path-KL",
     "ess": "ESS",
+    "verdict": "verdict",
     "seconds": "seconds",
 }
+CRITERION = "sliced_w2"  # Smallest to the exact set: the best of several values of a setting.
 
 
 class Finished(NamedTuple):
@@ -47,30 +50,56 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c == "." else "-" for c in name.lower()).replace("--", "-").strip("-")
 
 
-def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path], Finished]) -> str:
+def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, str], Finished], mode: str) -> str:
     """Runs what has not finished, then writes ``comparison.json``, ``comparison.md`` and ``figure.png``.
 
     Args:
-      config: with ``compare.runs``.
+      config: with ``compare.runs`` and ``compare.tuned``, the names of those that differ in one setting that is to be
+        chosen; the best of them by `CRITERION` is marked in the figure.
       workdir: each variation gets a folder in it.
       execute: trains and evaluates one config in one folder, or reads what it left there.
+      mode: ``train``, or ``evaluate`` to evaluate each anew.
+
+    Raises:
+      ConfigError: a field of any variation, before the first one runs.
     """
+    for one in variations(config).values():
+        settings.check(one)
+    if mode == "evaluate":
+        records.confirm(workdir, config.to_dict(), ignore=("eval", "log"))
+        return compare(config, workdir, execute, mode)
+    with records.claimed(workdir, config.to_dict()):
+        return compare(config, workdir, execute, mode)
+
+
+def compare(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, str], Finished], mode: str) -> str:
     rows, panels = {}, {}
     for name, one in variations(config).items():
         print(f"== {name}")
-        done = execute(one, workdir / slug(name))
-        exact = done.exact.samples[: len(done.exact.samples) // 2]
-        if not panels and len(exact):
-            panels["exact posterior"] = exact
-            rows["exact, a second set"] = done.summary["metrics"]["exact"]
-        rows[name] = row(done.summary)
+        done = execute(one, workdir / slug(name), mode)
         with np.load(workdir / slug(name) / "samples.npz") as file:
-            panels[name] = file["x"].astype(np.float32)
+            if not rows:
+                exact = done.exact.samples[: len(done.exact.samples) // 2]
+                panels = {"prior": file["prior"]} | ({"exact posterior": exact} if len(exact) else {})
+                rows = baselines(done.summary)
+            panels[name] = file["x"]
+        rows[name] = row(done.summary)
+    best = min(config.compare.get("tuned", ()), key=lambda name: rows[name][CRITERION], default=None)
     records.write_json(workdir / "comparison.json", rows)
     text = table(rows)
-    (workdir / "comparison.md").write_text(text)
-    done.domain.plot(workdir / "figure.png", panels)
+    with replacing(workdir / "comparison.md") as partial:
+        partial.write_text(text)
+    titles = {name: f"{name}\n(the best of its kind)" if name == best else name for name in panels}
+    with replacing(workdir / "figure.png") as partial:
+        done.domain.plot(partial, {titles[name]: x for name, x in panels.items()})
     return text
+
+
+def baselines(summary: dict) -> dict[str, dict]:
+    """The rows that are the same for all variations: the prior, and exact samples against exact samples."""
+    metrics = summary["metrics"]
+    rows = {"prior": metrics["prior"] | {"ess": metrics["prior_ess"]}} if "prior" in metrics else {}
+    return rows | ({"exact, a second set": metrics["exact"]} if "exact" in metrics else {})
 
 
 def row(summary: dict) -> dict:
@@ -80,6 +109,7 @@ def row(summary: dict) -> dict:
         "log_z_error": None if c["log_z_reference"] is None else c["log_z_is"] - c["log_z_reference"],
         "path_kl": c["path_kl"],
         "ess": c["ess"],
+        "verdict": c["verdict"],
         "seconds": summary["seconds"]["train"],
     }
 
@@ -88,6 +118,11 @@ def table(rows: dict[str, dict]) -> str:
     """Markdown."""
     lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, values in rows.items():
-        cells = [values.get(column) for column in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join("" if v is None else f"{v:.3g}" for v in cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cell(values.get(column)) for column in COLUMNS) + " |")
     return "\n".join(lines) + "\n"
+
+
+def cell(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return f"`{value}`" if isinstance(value, str) else f"{value:.3g}"

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from experiments.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """A data set that is missing or not what it should be."""
 
 
@@ -47,7 +49,23 @@ def from_npz(path: Path) -> Images:
             f"{path}: images must be uint8 [N, H, W] or [N, H, W, C] and labels [N], got {images.dtype} "
             f"{images.shape} and {labels.shape}."
         )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{path}: labels must be integers, got {labels.dtype}.")
     return Images(to_unit(images), labels.astype(np.int32), str(path))
+
+
+def digits(found: Images) -> Images:
+    """The images, if they have the shape and the labels of digits.
+
+    Raises:
+      DataError: other sizes than 28 x 28 x 1, or labels outside 0..9.
+    """
+    shape, lowest, highest = found.images.shape[1:], found.labels.min(), found.labels.max()
+    if shape != (28, 28, 1):
+        raise DataError(f"{found.source}: digits must be 28 x 28 pixels with one channel, got {shape}.")
+    if lowest < 0 or highest > 9:
+        raise DataError(f"{found.source}: the labels of digits must lie in 0..9, got {lowest}..{highest}.")
+    return found
 
 
 def from_tfds(name: str, split: str, data_dir: Path | None = None) -> Images | None:
@@ -91,10 +109,10 @@ def mnist(path: str, split: str = "train") -> Images:
     """MNIST by ``config.data.path``: an npz file, a TFDS directory, or "" for what this machine has.
 
     Raises:
-      DataError: the path was given and cannot be used.
+      DataError: the path was given and cannot be used, or holds no digits.
     """
     if path.endswith(".npz"):
-        return from_npz(Path(path))
+        return digits(from_npz(Path(path)))
     prepared = from_tfds("mnist", split, Path(path) if path else None)
     if prepared is not None:
         return prepared

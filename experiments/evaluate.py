@@ -6,15 +6,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from experiments import records
-from experiments.domains.base import Domain
+from experiments.domains.base import Domain, rewarded
 from experiments.exact import Exact
-from rtbjax import Policy, Trajectory, behaviour, certificate, rewards, score
+from experiments.files import replacing
+from experiments.streams import stream
+from rtbjax import Policy, behaviour, certificate, score
 from rtbjax.train import make_rollout
+
+START_EXCESS_ERRORS = 3.0  # An excess of so many standard errors is taken for one.
 
 
 def paths(
@@ -32,10 +37,9 @@ def paths(
     run = make_rollout(domain.process, (batch, *domain.event_shape), mesh)
     samples, log_rewards, gaps = [], [], []
     for first in tqdm(range(0, count, batch), desc=label, unit="batch"):
-        trajectory: Trajectory = run(jax.random.fold_in(key, first), domain.prior, posterior)
-        x = trajectory.xs[-1]
-        log_r = rewards.evaluate(domain.log_reward, x, log_bound=domain.log_bound)
-        samples.append(np.asarray(x))
+        trajectory = rewarded(domain, run(jax.random.fold_in(key, first), domain.prior, posterior))
+        log_r = np.asarray(trajectory.log_reward)
+        samples.append(np.asarray(trajectory.xs[-1]))
         log_rewards.append(log_r)
         ratio = np.zeros(batch) if trajectory.log_ratio is None else np.asarray(trajectory.log_ratio).sum(axis=0)
         gaps.append(ratio + beta * log_r)
@@ -50,8 +54,8 @@ def exact_gap(
     if domain.log_bound is None:
         return None
     roll, accept = jax.random.split(key)
-    trajectory = make_rollout(domain.process, (count, *domain.event_shape), mesh)(roll, domain.prior)
-    log_r = rewards.evaluate(domain.log_reward, trajectory.xs[-1], log_bound=domain.log_bound)
+    trajectory = rewarded(domain, make_rollout(domain.process, (count, *domain.event_shape), mesh)(roll, domain.prior))
+    log_r = np.asarray(trajectory.log_reward)
     keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
     if not keep.any():
         return None
@@ -59,12 +63,31 @@ def exact_gap(
     return np.asarray(rescore(posterior, trajectory.xs[:, keep])).sum(axis=0) + beta * log_r[keep]
 
 
+def start_excess(key: jax.Array, domain: Domain, count: int, beta: float, mesh: Mesh) -> tuple[float, float]:
+    """What sharing p_T with the prior costs (`rtbjax.certificate.start_excess`), and its standard error.
+
+    From ``count`` pairs of prior paths, each pair from one ``xs[0]``. Warns of an excess beyond its noise.
+    """
+    first_key, second_key = jax.random.split(key)
+    run = make_rollout(domain.process, (count, *domain.event_shape), mesh)
+    first = rewarded(domain, run(first_key, domain.prior))
+    second = rewarded(domain, run(second_key, domain.prior, start=first.xs[0]))
+    excess, error = certificate.start_excess(np.asarray(first.log_reward), np.asarray(second.log_reward), beta)
+    if excess > START_EXCESS_ERRORS * error:
+        logging.warning(
+            "The reward depends on where a path starts (excess %.3g, standard error %.2g): training cannot remove a "
+            "path-KL of about %.2g nats.",
+            *(excess, error, excess / 2),
+        )
+    return excess, error
+
+
 def evaluate(
     config: ConfigDict, domain: Domain, posterior: Policy, known: Exact, workdir: Path, mesh: Mesh
 ) -> dict[str, Any]:
     """Certificate and metrics of a trained posterior; writes ``samples.png`` and ``samples.npz``."""
     settings, beta = config.eval, config.objective.beta
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0xE7A1), 3)
+    keys = jax.random.split(stream(config.seed, "evaluate"), 4)
     arguments = dict(count=settings.num_samples, batch=settings.batch_size, beta=beta, mesh=mesh)
     x, log_r, gap = paths(keys[0], domain, posterior, label="posterior samples", **arguments)
     x_prior, log_r_prior, _ = paths(keys[1], domain, None, label="prior samples", **arguments)
@@ -75,11 +98,15 @@ def evaluate(
     if half:
         samples |= {"exact": known.samples[:half], "exact_again": known.samples[half:]}
     metrics = domain.evaluate(samples)
+    excess, error = start_excess(keys[3], domain, settings.batch_size, beta, mesh)
+    metrics |= {"start_excess": excess, "start_excess_error": error}
     metrics["prior_ess"] = certificate.effective_sample_size(beta * log_r_prior)
     titles = {"prior": "prior", "rtb": "RTB posterior", "exact": "exact posterior"}
-    domain.plot(workdir / "samples.png", {title: samples[name] for name, title in titles.items() if name in samples})
-    # Half precision resolves 1e-3 of a pixel and of a mode's width.
-    np.savez_compressed(workdir / "samples.npz", x=x.astype(np.float16), log_weight=gap, log_reward=log_r)
+    with replacing(workdir / "samples.png") as partial:
+        domain.plot(partial, {title: samples[name] for name, title in titles.items() if name in samples})
+    # In full precision: a log-weight belongs to the very sample.
+    with replacing(workdir / "samples.npz") as partial:
+        np.savez_compressed(partial, x=x, log_weight=gap, log_reward=log_r, prior=x_prior)
     return {"certificate": found.to_dict(), "metrics": metrics}
 
 
@@ -98,7 +125,9 @@ def report(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def summarise(config: ConfigDict, domain: Domain, result: dict[str, Any], seconds: dict[str, float], workdir: Path):
+def summarise(
+    config: ConfigDict, domain: Domain, result: dict[str, Any], seconds: dict[str, float | None], workdir: Path
+):
     """Writes ``summary.json``."""
     summary = {
         "domain": domain.name,

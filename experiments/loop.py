@@ -2,127 +2,180 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
-from optax.contrib import muon
 from tqdm.auto import tqdm
 
-from experiments import objectives, proposal, records, warm_start, weights
+from experiments import objectives, optimizers, records, settings, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
+from experiments.finite import Diverged, finite
+from experiments.proposal import Proposal, widening
+from experiments.streams import stream
 from rtbjax import Policy, Trajectory, certificate, train
+from rtbjax.rewards import RewardError
 
-OPTIMIZERS = {"adam": optax.adam, "muon": muon}
 
+class Clock:
+    """Seconds since a command started, and those of them spent tracing and compiling, as JAX reports them.
 
-class CompileClock:
-    """Seconds spent tracing and compiling so far, as JAX reports them."""
+    Attributes:
+      compiling: so far.
+      first_step: when the first training step of this sitting was done, or None.
+    """
 
-    def __init__(self):
-        self.seconds = 0.0
-        self._started = time.monotonic()
+    def __init__(self, started: float | None = None):
+        """Counts from ``started``, a time of `time.monotonic`; from now if None."""
+        self.compiling = 0.0
+        self.first_step: float | None = None
+        self._started = time.monotonic() if started is None else started
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def since_start(self) -> float:
-        """Seconds since this clock was made."""
+    def now(self) -> float:
         return time.monotonic() - self._started
+
+    def summary(self, trained: "Trained | None") -> dict[str, float | None]:
+        """As written to ``summary.json``, at the end of a sitting; earlier ones count in ``train`` and ``total``."""
+        return {
+            "compile": self.compiling,
+            "first_step": self.first_step,
+            "train": trained and trained.seconds,
+            "total": self.now() + (trained.earlier if trained else 0.0),
+        }
 
     def _listen(self, event: str, duration: float, **_) -> None:
         if event.startswith("/jax/core/compile/"):
-            self.seconds += duration
+            self.compiling += duration
 
 
-def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Linear warm-up, then cosine to 0."""
-    settings = config.train
-    return optax.warmup_cosine_decay_schedule(
-        0.0 if settings.warmup_steps else settings.learning_rate,
-        settings.learning_rate,
-        settings.warmup_steps,
-        max(settings.steps, settings.warmup_steps + 1),
-    )
+class Trained(NamedTuple):
+    """Attributes:
+    policy: the posterior.
+    seconds: in the loop and what comes before its first step, over all sittings.
+    earlier: of these, in sittings before this one.
+    """
+
+    policy: Policy
+    seconds: float
+    earlier: float
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Of a config's ``train``."""
-    settings = config.train
-    return train.optimizer(
-        learning_rate(config),
-        settings.log_z_learning_rate,
-        clip_norm=settings.clip_norm,
-        rule=OPTIMIZERS[settings.optimizer],
-    )
+def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Clock) -> Trained:
+    """Trains, or goes on training.
 
-
-def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: CompileClock) -> tuple[Policy, float]:
-    """Trains, or goes on training, and returns the posterior and the seconds spent over all its sittings."""
-    settings = config.train
+    Raises:
+      Diverged: loss, gradient or parameters are no longer finite; the checkpoints are all from before.
+      RewardError: see `rtbjax.rewards.evaluate`.
+      CheckpointError: there are checkpoints and none can be read, or there ought to be.
+    """
+    steps = config.train.steps
     # Order matters: whatever a resumed run repeats must come after the restore, and the step's own key is folded from
     # the seed and the step, so that a resumed run draws what an uninterrupted one would.
-    optimizer = make_optimizer(config)
+    optimizer = optimizers.make(config)
     update = train.make_update(objectives.make(config, domain), optimizer, mesh)
-    source = proposal.make(config, domain, mesh)
+    source = Proposal(config, domain, mesh)
     state = train.init_state(objectives.initial_params(config, domain), optimizer)
-    key = jax.random.key(config.seed)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     started = time.monotonic()
 
     blank = {"state": state, "buffers": source.blank(), "seconds": np.float64(0.0)}
     found = checkpoints.restore(blank)
     if found is None:
-        first, before = 0, 0.0
-        with tqdm(total=config.behaviour.warm_accepted, desc="gathering exact paths", unit="path") as bar:
-            seen = warm_start.Seen()
-            keep = seen.keep if domain.value is not None else lambda trajectory: None
-            buffers = source.init(jax.random.fold_in(key, 0xACCE), bar, keep)
+        first, earlier = 0, 0.0
+        check_nothing_lost(workdir, config.checkpoint.every)
+        seen = warm_start.Seen()
+        keep = seen.keep if domain.value is not None else lambda trajectory: None
+        buffers = source.init(stream(config.seed, "gather"), keep)
         if domain.value is not None and config.steer.steps:
             accepted = source.accepted_paths(buffers)
-            policy = warm_start.run(config, domain, seen, accepted, jax.random.fold_in(key, 0xA1), workdir)
+            policy = warm_start.run(config, domain, seen, accepted, stream(config.seed, "warm start"), workdir)
             state = train.init_state(state.params | {"policy": policy}, optimizer)
     else:
         first, saved = found
-        state, buffers, before = saved["state"], saved["buffers"], float(saved["seconds"])
-        print(f"Resuming {workdir} at step {first} of {settings.steps}.")
+        state, buffers, earlier = saved["state"], saved["buffers"], float(saved["seconds"])
+        print(f"Resuming {workdir} at step {first} of {steps}.")
+    # Everywhere from the start, so that every step, the first of a sitting too, is one and the same program.
+    state, buffers = jax.device_put((state, buffers), NamedSharding(mesh, PartitionSpec()))
 
     def spent() -> float:
-        return before + time.monotonic() - started
+        return earlier + time.monotonic() - started
 
-    on_policy = proposal.counts(config)["on_policy"]
+    def check_finite(step: int, *numbers: PyTree) -> None:
+        if not finite((state.params, numbers)):
+            raise Diverged(
+                f"Loss, gradient or parameters are not finite at step {step}; {last_good(checkpoints, workdir)}, and a "
+                "smaller config.train.learning_rate or config.train.clip_norm in another --workdir may help."
+            )
+
+    key = stream(config.seed, "train")
+    on_policy, width = settings.path_counts(config)["on_policy"], widening(config)
     metrics = records.Metrics(workdir / "metrics.jsonl", first)
-    with tqdm(total=settings.steps, initial=first, desc=domain.name, unit="step") as bar:
-        for step in range(first, settings.steps):
+    with tqdm(total=steps, initial=first, desc=domain.name, unit="step") as bar:
+        for step in range(first, steps):
             propose_key, update_key = jax.random.split(jax.random.fold_in(key, step))
-            trajectory, buffers = source.propose(propose_key, step, state.params["policy"], buffers)
+            try:
+                trajectory, buffers = source.propose(propose_key, step, state.params["policy"], buffers)
+            except RewardError:
+                check_finite(step)  # Samples of broken parameters are not the reward's fault.
+                raise
             state, info = update(state, trajectory, update_key)
             done = step + 1
-            if step == first:
+            if clock.first_step is None:
                 jax.block_until_ready(state)
-                tqdm.write(f"First step after {spent() - before:.1f} s, {clock.seconds:.1f} s of them compiling.")
-            if done % config.log.every == 0 or done == settings.steps:
-                values = summarise(info, trajectory, on_policy)
+                clock.first_step = clock.now()
+                tqdm.write(
+                    f"First step {clock.first_step:.1f} s after the start of the command; "
+                    f"tracing and compiling took {clock.compiling:.1f} s of them."
+                )
+            if done % config.log.every == 0 or done == steps:
+                values = summarise(info, trajectory, 0 if float(width(step)) else on_policy)
                 metrics.write(done, values | {"seconds": round(spent(), 3)})
                 shown = {"loss": "loss", "log Z": "log_z", "ELBO": "elbo", "ESS": "ess"}
                 bar.set_postfix({k: f"{values[v]:.3g}" for k, v in shown.items() if v in values}, refresh=False)
-                if not np.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"The loss is {values['loss']} at step {done}; the last good state is in {workdir}/checkpoints."
-                    )
+                check_finite(done, info.loss, info.grad_norm)
             bar.update()
-            if done % config.checkpoint.every == 0 or done == settings.steps:
+            if done % config.checkpoint.every == 0 or done == steps:
+                check_finite(done, info.loss, info.grad_norm)
                 checkpoints.save(done, {"state": state, "buffers": buffers, "seconds": np.float64(spent())})
     metrics.close()
     checkpoints.close()
-    weights.save(workdir / "final_params.safetensors", state.params, {"domain": domain.name, "steps": settings.steps})
-    return domain.posterior.replace(params=state.params["policy"]), spent()
+    weights.save(workdir / "final_params.safetensors", state.params, {"domain": domain.name, "steps": steps})
+    return Trained(domain.posterior.replace(params=state.params["policy"]), spent(), earlier)
+
+
+def last_good(checkpoints: Checkpoints, workdir: Path) -> str:
+    step = checkpoints.latest()
+    return "there is no checkpoint yet" if step is None else f"the last good checkpoint is {workdir}/checkpoints/{step}"
+
+
+def check_nothing_lost(workdir: Path, every: int) -> None:
+    """Refuses to start over, and so to overwrite, where checkpoints must have been.
+
+    Raises:
+      CheckpointError: ``metrics.jsonl`` reaches beyond the first checkpoint.
+    """
+    logged = records.last_logged_step(workdir / "metrics.jsonl")
+    if logged > every:
+        raise CheckpointError(
+            f"{workdir}/metrics.jsonl reaches step {logged}, but {workdir}/checkpoints holds no checkpoint: put them "
+            "back, or move metrics.jsonl away to start over."
+        )
 
 
 def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int) -> dict[str, float]:
-    """A step in numbers. ELBO, ESS and log r are of its on-policy paths, which come first in a batch."""
+    """A step in numbers.
+
+    Args:
+      info: of the step.
+      trajectory: its batch.
+      on_policy: how many paths, the first of the batch, are the posterior's own. ELBO, ESS and log r are of these;
+        widened paths are not its own, so there are none while exploration lasts.
+    """
     gap = np.asarray(info.gap)[:on_policy]
     values = {name: float(getattr(info, name)) for name in ("loss", "log_z", "residual", "grad_norm")}
     if on_policy:
@@ -132,15 +185,24 @@ def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int) -> d
     return values
 
 
-def restore(config: ConfigDict, domain: Domain, workdir: Path) -> tuple[Policy, float]:
+def final_params(workdir: Path) -> Path:
+    """Where a finished run left its posterior.
+
+    Raises:
+      CheckpointError: the run has not finished.
+    """
+    path = workdir / "final_params.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{workdir} has no final_params.safetensors: train it first (--mode=train).")
+    return path
+
+
+def restore(config: ConfigDict, domain: Domain, workdir: Path) -> Policy:
     """The posterior a finished run left behind.
 
     Raises:
       CheckpointError: the run has not finished.
       experiments.weights.WeightsError: its parameters cannot be read.
     """
-    path = workdir / "final_params.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"{workdir} has no final_params.safetensors: train it first (--mode=train).")
-    params: Any = weights.load(path, objectives.initial_params(config, domain))
-    return domain.posterior.replace(params=params["policy"]), float("nan")
+    params: Any = weights.load(final_params(workdir), objectives.initial_params(config, domain))
+    return domain.posterior.replace(params=params["policy"])

@@ -1,6 +1,7 @@
 """One loop for everything that is trained by a plain mean loss: priors, classifiers."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,11 +12,13 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from experiments.checkpoint import Checkpoints
+from experiments.finite import Diverged, finite
 
 
 def fit(
-    loss: Callable[[PyTree, Array], Array],
+    loss: Callable[[PyTree, Array, PyTree], Array],
     params: PyTree,
+    data: PyTree,
     settings: ConfigDict,
     *,
     key: Array,
@@ -28,24 +31,27 @@ def fit(
     Running it again on the same workdir resumes at the last checkpoint.
 
     Args:
-      loss: ``(params, key) -> f32[]``; draws its own batch by the key, so that the data's position is the step.
+      loss: ``(params, key, data) -> f32[]``; draws its own batch by the key, so that the data's position is the step.
       params: initial parameters.
+      data: arrays the loss draws from; compiled in as constants they would fill the compiler's time and cache.
       settings: ``steps``, ``learning_rate`` (the peak; a twentieth of the steps warm up), ``weight_decay``, ``ema``
         (bounded by ``(1 + step) / (10 + step)`` early on), ``checkpoint_every``.
       key: folded with each step.
       workdir: for checkpoints.
       label: of the progress bar.
       steps_per_call: updates per jitted call.
+
+    Raises:
+      Diverged: loss or parameters are no longer finite; such a state is not saved.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, settings.learning_rate, max(1, settings.steps // 20), settings.steps
-    )
+    warmup = max(1, settings.steps // 20)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, max(settings.steps, warmup + 1))
     adamw = optax.adamw(schedule, weight_decay=settings.weight_decay)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
-    def step(carry, i):
+    def step(data, carry, i):
         params, opt_state, average = carry
-        value, gradient = jax.value_and_grad(loss)(params, jax.random.fold_in(key, i))
+        value, gradient = jax.value_and_grad(loss)(params, jax.random.fold_in(key, i), data)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
             updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -54,7 +60,10 @@ def fit(
         average = optax.incremental_update(params, average, 1.0 - decay)
         return (params, opt_state, average), value
 
-    run = jax.jit(lambda carry, first: jax.lax.scan(step, carry, first + jnp.arange(steps_per_call)))
+    @jax.jit
+    def run(carry, first, data):
+        return jax.lax.scan(partial(step, data), carry, first + jnp.arange(steps_per_call))
+
     carry = (params, optimizer.init(params), params)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
     found = checkpoints.restore({"carry": carry})
@@ -65,11 +74,16 @@ def fit(
     saved = start
     with tqdm(total=settings.steps, initial=start, desc=label, unit="step", mininterval=1.0) as bar:
         for first in range(start, settings.steps, steps_per_call):
-            carry, values = run(carry, first)
+            carry, values = run(carry, first, data)
             done = first + steps_per_call
             bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
             bar.update(min(steps_per_call, settings.steps - first))
             if done - saved >= settings.checkpoint_every or done >= settings.steps:
+                if not finite((carry[0], values)):
+                    raise Diverged(
+                        f"Training the {label} went beyond finite numbers before step {done}: choose a smaller "
+                        "learning_rate for it."
+                    )
                 checkpoints.save(done, {"carry": carry})
                 saved = done
     checkpoints.close()

@@ -5,19 +5,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from experiments.domains.base import Domain
-from rtbjax import Trajectory, behaviour, replay, rescore, rewards, rollout, score
+from experiments import settings
+from experiments.accepted import Accepted
+from experiments.domains.base import Domain, rewarded
+from experiments.errors import ConfigError, UserError
+from rtbjax import Policy, Trajectory, behaviour, replay, rescore
+from rtbjax.sharding import DATA_AXIS
 from rtbjax.train import make_rollout
 
 MIN_PRIOR_PATHS = 256  # Per rollout while gathering accepted paths before the first step.
-STORE_SIZE = 32  # Accepted paths stored per jitted call.
+MAX_PRIOR_PATHS = 300_000  # What gathering may cost.
+TRIAL_ROLLOUTS = 8  # Before its cost is estimated.
 
 
 class Buffers(NamedTuple):
@@ -32,152 +36,102 @@ class Buffers(NamedTuple):
     visited: replay.Buffer | None
 
 
-class Proposal(NamedTuple):
-    """Attributes:
-    blank: empty buffers.
-    init: ``(key, progress bar, keep) -> Buffers``, gathers what must be there before the first step; ``keep`` gets
-      every batch of prior paths it rolls out.
-    propose: ``(key, step, params, buffers) -> (Trajectory, Buffers)``.
-    accepted_paths: the states in the buffer of accepted paths, ``[T + 1, N, E*]``.
-    """
-
-    blank: Callable[[], Buffers]
-    init: Callable[[Array, tqdm, Callable[[Trajectory], None]], Buffers]
-    propose: Callable[[Array, int, Any, Buffers], tuple[Trajectory, Buffers]]
-    accepted_paths: Callable[[Buffers], Array]
-
-
-def time_and_batch(x: Array) -> Array:
-    """Swaps the leading two axes: a path in a trajectory is time-major, in a buffer it is an item."""
-    return jnp.swapaxes(x, 0, 1)
-
-
-def counts(config: ConfigDict) -> dict[str, int]:
-    """Paths per behaviour in a batch; on-policy takes the rest.
-
-    Raises:
-      ValueError: fractions that are negative or sum to more than 1.
-    """
-    batch = config.train.batch_size
-    parts = {name: getattr(config.behaviour, name) for name in ("accepted", "noised", "prior", "replay")}
-    if min(parts.values()) < 0 or sum(parts.values()) > 1 + 1e-9:
-        raise ValueError(f"The behaviour fractions must be at least 0 and sum to at most 1, got {parts}.")
-    paths = {name: round(fraction * batch) for name, fraction in parts.items()}
-    return {"on_policy": batch - sum(paths.values()), **paths}
-
-
 def widening(config: ConfigDict) -> optax.Schedule:
     """Exploration std as a function of the step: constant, then linearly to 0."""
     b = config.behaviour
     return optax.linear_schedule(b.widen, 0.0, max(b.widen_until - b.widen_hold, 1), b.widen_hold)
 
 
-def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
-    """Builds the proposal of a run.
+def check(config: ConfigDict, domain: Domain) -> None:
+    """Checks the behaviours against the domain.
 
     Raises:
-      ValueError: accepted paths of a reward without a declared bound, or bad fractions.
+      ConfigError: accepted paths of a reward without a declared bound, or none for a posterior that starts from them.
     """
-    paths, settings, beta = counts(config), config.behaviour, config.objective.beta
+    paths = settings.path_counts(config)
     uses_accepted = paths["accepted"] or paths["noised"]
     if uses_accepted and domain.log_bound is None:
-        raise ValueError("behaviour.accepted and behaviour.noised need a reward with a declared bound; this has none.")
-    process, prior, posterior = domain.process, domain.prior, domain.posterior
-    look = posterior.look
-    value_look = None if domain.value is None else domain.value.look
-    width = widening(config)
-
-    def roller(size):
-        return make_rollout(process, (size, *domain.event_shape), mesh)
-
-    roll = {name: roller(paths[name]) for name in ("on_policy", "prior") if paths[name]}
-    fresh = settings.prior_paths
-    gather_size = max(fresh, MIN_PRIOR_PATHS)
-    roll_gather = roller(gather_size)
-    roll_fresh = roller(fresh) if fresh else None
-
-    def rewarded(trajectory: Trajectory) -> Trajectory:
-        log_reward = rewards.evaluate(domain.log_reward, trajectory.xs[-1], trajectory.cond, log_bound=domain.log_bound)
-        return trajectory._replace(log_reward=jnp.asarray(log_reward))
-
-    @jax.jit(donate_argnums=0)
-    def store(buffer, xs, log_prior, log_reward, keep):
-        # The features of the few accepted paths only: they may cost more than the path did.
-        features = None if look is None else score(process, prior, xs, look=look).features
-        items = {"xs": xs, "log_prior": log_prior, "features": features}
-        items = jax.tree.map(time_and_batch, items) | {"log_reward": log_reward}
-        return replay.add(buffer, items, keep)
-
-    def keep_accepted(key, buffer, trajectory):
-        log_r = trajectory.log_reward
-        accepted = np.flatnonzero(behaviour.accept(key, log_r, domain.log_bound, beta=beta))
-        for first in range(0, len(accepted), STORE_SIZE):
-            index = accepted[first : first + STORE_SIZE]
-            keep = jnp.arange(STORE_SIZE) < len(index)
-            index = np.pad(index, (0, STORE_SIZE - len(index)))
-            buffer = store(buffer, trajectory.xs[:, index], trajectory.log_prior[:, index], log_r[index], keep)
-        return buffer
-
-    @jax.jit(donate_argnums=0)
-    def keep_visited(buffer, trajectory):
-        items = {"x0": trajectory.xs[-1], "log_reward": trajectory.log_reward}
-        everything = jnp.ones(trajectory.log_reward.shape, bool)
-        return replay.add(buffer, items, everything, beta * trajectory.log_reward)
-
-    @jax.jit
-    def from_accepted(key, params, buffer):
-        items = replay.sample(key, buffer, paths["accepted"])
-        trajectory = Trajectory(
-            xs=time_and_batch(items["xs"]),
-            cond=None,
-            log_reward=items["log_reward"],
-            log_prior=time_and_batch(items["log_prior"]),
-            features=jax.tree.map(time_and_batch, items["features"]),
+        raise ConfigError(
+            "config.behaviour.accepted and config.behaviour.noised must be 0: this reward has no declared bound."
         )
-        return rescore(process, posterior.replace(params=params), trajectory)
+    if domain.value is not None and config.steer.steps and not uses_accepted:
+        raise ConfigError(
+            "config.behaviour.accepted must be above 0: a steered posterior starts from accepted prior paths; "
+            "or set config.steer.steps to 0."
+        )
 
-    @jax.jit
-    def renoised(key, params, x0, log_reward):
-        return behaviour.renoise(key, process, prior, posterior.replace(params=params), x0, log_reward)
 
-    def blank() -> Buffers:
+class Proposal:
+    """The proposal of a run, for a config that passed `check`. Every method is a function of its arguments alone."""
+
+    def __init__(self, config: ConfigDict, domain: Domain, mesh: Mesh):
+        self._settings, self._beta, self._domain = config.behaviour, config.objective.beta, domain
+        self._paths = settings.path_counts(config)
+        self._width = widening(config)
+        uses_accepted = self._paths["accepted"] or self._paths["noised"]
+        self._accepted = Accepted(config, domain) if uses_accepted else None
+
+        def roller(size: int) -> Callable[..., Trajectory]:
+            return make_rollout(domain.process, (size, *domain.event_shape), mesh)
+
+        self._roll = {name: roller(self._paths[name]) for name in ("on_policy", "prior") if self._paths[name]}
+        self._roll_fresh = roller(self._settings.prior_paths) if self._settings.prior_paths else None
+        devices = mesh.shape[DATA_AXIS]
+        # Nobody asked for this number, so it gives way to the devices.
+        self._gather_size = -(-max(self._settings.prior_paths, MIN_PRIOR_PATHS) // devices) * devices
+        self._roll_gather = roller(self._gather_size)
+        self._rescored = jax.jit(lambda params, paths: rescore(domain.process, self._current(params), paths))
+        self._renoised = jax.jit(
+            lambda key, params, x0, log_reward: behaviour.renoise(
+                key, domain.process, domain.prior, self._current(params), x0, log_reward
+            )
+        )
+        self._remember = jax.jit(self._add_visited, donate_argnums=0)
+        self._mix = jax.jit(behaviour.mix)
+
+    def _current(self, params: Any) -> Policy:
+        return self._domain.posterior.replace(params=params)
+
+    def blank(self) -> Buffers:
+        """Empty buffers."""
         number = jax.ShapeDtypeStruct((), jnp.float32)
-        one = jax.eval_shape(
-            lambda key: rollout(key, process, prior, shape=(1, *domain.event_shape), look=look), jax.random.key(0)
-        )
-        path = {
-            "xs": one.xs,
-            "log_prior": one.log_prior,
-            "features": one.features,
-        }
-        path = jax.tree.map(lambda a: jax.ShapeDtypeStruct((a.shape[0], *a.shape[2:]), a.dtype), path)
-        path["log_reward"] = number
-        end = {"x0": jax.ShapeDtypeStruct(domain.event_shape, jnp.float32), "log_reward": number}
+        end = {"x0": jax.ShapeDtypeStruct(self._domain.event_shape, jnp.float32), "log_reward": number}
         return Buffers(
-            accepted=replay.init(path, settings.capacity) if uses_accepted else None,
-            visited=replay.init(end, settings.capacity) if paths["replay"] else None,
+            accepted=self._accepted and self._accepted.blank(),
+            visited=replay.init(end, self._settings.capacity) if self._paths["replay"] else None,
         )
 
-    def init(key: Array, bar: tqdm, keep: Callable[[Trajectory], None]) -> Buffers:
-        accepted, visited = blank()
-        if uses_accepted:
-            wanted, drawn = min(settings.warm_accepted, settings.capacity), 0
-            while (have := int(accepted.added)) < max(wanted, 1):
-                bar.update(have - bar.n)
-                if drawn >= 1000 * gather_size and have == 0:
-                    raise ValueError(
-                        f"None of {drawn} prior paths was accepted: r is too rare under the prior for "
-                        "behaviour.accepted; use other behaviours."
-                    )
-                roll_key, accept_key = jax.random.split(jax.random.fold_in(key, drawn))
-                trajectory = rewarded(roll_gather(roll_key, prior, look=value_look))
-                keep(trajectory)
-                accepted = keep_accepted(accept_key, accepted, trajectory)
-                drawn += gather_size
-            bar.update(wanted - bar.n)
-        return Buffers(accepted, visited)
+    def init(self, key: Array, keep: Callable[[Trajectory], None]) -> Buffers:
+        """Gathers what must be there before the first step.
 
-    def propose(key: Array, step: int, params: Any, buffers: Buffers) -> tuple[Trajectory, Buffers]:
+        Args:
+          key: of all draws.
+          keep: gets every batch of prior paths that is rolled out.
+
+        Raises:
+          UserError: it would take more than `MAX_PRIOR_PATHS` prior paths.
+        """
+        buffers = self.blank()
+        if self._accepted is None:
+            return buffers
+        accepted, domain = buffers.accepted, self._domain
+        look = None if domain.value is None else domain.value.look
+        wanted = max(min(self._settings.warm_accepted, self._settings.capacity), 1)
+        drawn = 0
+        with tqdm(total=wanted, desc="gathering exact paths", unit="path") as bar:
+            while (have := int(accepted.added)) < wanted:
+                bar.update(have - bar.n)
+                check_cost(drawn, have, wanted, self._gather_size)
+                roll_key, accept_key = jax.random.split(jax.random.fold_in(key, drawn))
+                trajectory = rewarded(domain, self._roll_gather(roll_key, domain.prior, look=look))
+                keep(trajectory)
+                accepted = self._accepted.keep(accept_key, accepted, trajectory)
+                drawn += self._gather_size
+            bar.update(wanted - bar.n)
+        return buffers._replace(accepted=accepted)
+
+    def propose(self, key: Array, step: int, params: Any, buffers: Buffers) -> tuple[Trajectory, Buffers]:
+        """The batch of a step, and what the behaviours remember after it."""
         keys = dict(
             zip(
                 ("on_policy", "prior", "fresh", "accept", "accepted", "pick", "noised", "visit", "replay"),
@@ -185,35 +139,56 @@ def make(config: ConfigDict, domain: Domain, mesh: Mesh) -> Proposal:
                 strict=True,
             )
         )
-        current = posterior.replace(params=params)
+        domain, prior = self._domain, self._domain.prior
         accepted, visited = buffers
         parts = []
-        if paths["on_policy"]:
-            on_policy = rewarded(roll["on_policy"](keys["on_policy"], prior, current, widen=float(width(step))))
-            parts.append(on_policy)
-            if paths["replay"]:
-                visited = keep_visited(visited, on_policy)
-        if paths["prior"]:
-            parts.append(rescored(params, rewarded(roll["prior"](keys["prior"], prior, look=look))))
-        if uses_accepted and roll_fresh:
-            accepted = keep_accepted(keys["accept"], accepted, rewarded(roll_fresh(keys["fresh"], prior)))
-        if paths["accepted"]:
-            parts.append(from_accepted(keys["accepted"], params, accepted))
-        if paths["noised"]:
-            ends = replay.sample(keys["pick"], accepted, paths["noised"])
-            parts.append(renoised(keys["noised"], params, ends["xs"][:, -1], ends["log_reward"]))
-        if paths["replay"]:
-            ends = replay.sample(keys["visit"], visited, paths["replay"], settings.replay_temperature)
-            parts.append(renoised(keys["replay"], params, ends["x0"], ends["log_reward"]))
-        return parts[0] if len(parts) == 1 else mix(*parts), Buffers(accepted, visited)
+        if self._paths["on_policy"]:
+            roll, width = self._roll["on_policy"], float(self._width(step))
+            parts.append(rewarded(domain, roll(keys["on_policy"], prior, self._current(params), widen=width)))
+            if visited is not None:
+                visited = self._remember(visited, parts[0])
+        if self._paths["prior"]:
+            of_prior = rewarded(domain, self._roll["prior"](keys["prior"], prior, look=domain.posterior.look))
+            parts.append(self._rescored(params, of_prior))
+        if self._accepted is not None and self._roll_fresh is not None:
+            fresh = rewarded(domain, self._roll_fresh(keys["fresh"], prior))
+            accepted = self._accepted.keep(keys["accept"], accepted, fresh)
+        if self._paths["accepted"]:
+            parts.append(
+                self._rescored(params, self._accepted.sample(keys["accepted"], accepted, self._paths["accepted"]))
+            )
+        if self._paths["noised"]:
+            ends = replay.sample(keys["pick"], accepted, self._paths["noised"])
+            parts.append(self._renoised(keys["noised"], params, ends["xs"][:, -1], ends["log_reward"]))
+        if self._paths["replay"]:
+            ends = replay.sample(keys["visit"], visited, self._paths["replay"], self._settings.replay_temperature)
+            parts.append(self._renoised(keys["replay"], params, ends["x0"], ends["log_reward"]))
+        return parts[0] if len(parts) == 1 else self._mix(*parts), Buffers(accepted, visited)
 
-    rescored = jax.jit(lambda params, trajectory: rescore(process, posterior.replace(params=params), trajectory))
-    mix = jax.jit(behaviour.mix)
+    def _add_visited(self, buffer: replay.Buffer, trajectory: Trajectory) -> replay.Buffer:
+        items = {"x0": trajectory.xs[-1], "log_reward": trajectory.log_reward}
+        everything = jnp.ones(trajectory.xs.shape[1], bool)
+        return replay.add(buffer, items, everything, self._beta * trajectory.log_reward)
 
-    def accepted_paths(buffers: Buffers) -> Array:
-        if buffers.accepted is None:
-            raise ValueError("A steered posterior starts from accepted prior paths: set behaviour.accepted above 0.")
-        count = min(int(buffers.accepted.added), settings.capacity)
-        return time_and_batch(buffers.accepted.items["xs"][:count])
+    def accepted_paths(self, buffers: Buffers) -> Array:
+        """The states in the buffer of accepted paths, ``[T + 1, N, E*]``."""
+        assert self._accepted is not None  # `check` has seen to it.
+        return self._accepted.states(buffers.accepted)
 
-    return Proposal(blank, init, propose, accepted_paths)
+
+def check_cost(drawn: int, have: int, wanted: int, size: int) -> None:
+    """Stops gathering once it is clear that it would take too long.
+
+    Raises:
+      UserError: at the present rate, ``wanted`` paths take more than `MAX_PRIOR_PATHS` prior paths.
+    """
+    if drawn < TRIAL_ROLLOUTS * size:
+        return
+    cost = drawn * wanted / max(have, 1)
+    if cost > MAX_PRIOR_PATHS:
+        least = "more than " if have == 0 else "about "
+        raise UserError(
+            f"{have} of {drawn} prior paths were accepted, so that gathering {wanted} would take {least}{cost:,.0f}, "
+            f"over the {MAX_PRIOR_PATHS:,} a run may spend: lower config.behaviour.warm_accepted, or use other "
+            "behaviours than accepted and noised."
+        )

@@ -3,13 +3,22 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.errors import UserError
+from experiments.files import replacing
 
-class WorkdirError(ValueError):
+
+class WorkdirError(UserError):
+    """A workdir that cannot be used."""
+
+
+class OtherRun(WorkdirError):
     """A workdir that belongs to another configuration."""
 
 
@@ -28,53 +37,101 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes through a temporary file, so that what was there survives a failure."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(plain(value), indent=2) + "\n")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(plain(value), indent=2) + "\n")
 
 
-def claim(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> None:
-    """Makes the workdir this configuration's, or confirms that it already is.
+def read_json(path: Path, hint: str) -> dict | None:
+    """An object, or None if there is no such file.
+
+    Raises:
+      WorkdirError: anything else; ``hint`` says what to do about it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{path} is not readable JSON ({error}); {hint}.") from error
+    if not isinstance(value, dict):
+        raise WorkdirError(f"{path} holds no JSON object; {hint}.")
+    return value
+
+
+def confirm(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> bool:
+    """Whether the workdir is this configuration's already; False if it is nobody's yet. Changes nothing.
 
     Args:
-      workdir: created if needed.
+      workdir: need not exist.
       config: of this run.
       ignore: top-level sections that may differ.
 
     Raises:
-      WorkdirError: the workdir's ``config.json`` is of another run, or unreadable.
+      OtherRun: the workdir's ``config.json`` is of another run.
+      WorkdirError: it is unreadable.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    if not path.exists():
-        write_json(path, config)
-        return
-    try:
-        before = flatten(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise WorkdirError(f"{path} is not readable JSON ({error}); choose another --workdir.") from error
-    now = flatten(plain(config))
+    there = read_json(workdir / "config.json", "choose another --workdir")
+    if there is None:
+        return False
+    before, now = flatten(there), flatten(plain(config))
     changed = [
         f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and name.split(".")[0] not in ignore
     ]
     if changed:
-        raise WorkdirError(
+        raise OtherRun(
             f"{workdir} holds a run with another configuration ({'; '.join(changed)}); choose another --workdir."
         )
+    return True
+
+
+def claim(workdir: Path, config: dict) -> None:
+    """Makes the workdir this configuration's, or confirms that it already is.
+
+    Raises:
+      WorkdirError: it is of another run, unreadable, or cannot be written to.
+    """
+    if confirm(workdir, config):
+        return
+    try:
+        write_json(workdir / "config.json", config)
+    except OSError as error:
+        raise WorkdirError(f"{workdir} cannot be written to ({error}); choose another --workdir.") from error
+
+
+@contextmanager
+def claimed(workdir: Path, config: dict) -> Iterator[None]:
+    """`claim` around a computation; one that fails before it left anything gives the place back.
+
+    The corrected command then finds the workdir as the failed one did.
+    """
+    missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    ours = not (workdir / "config.json").exists()
+    claim(workdir, config)
+    try:
+        yield
+    except Exception:
+        results = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]
+        if ours and results == [workdir / "config.json"]:
+            (workdir / "config.json").unlink()
+            for folder in missing:
+                _remove_empty(folder)
+        raise
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a tree of folders and empty files; one that holds anything stays."""
+    if any(path.is_file() and path.stat().st_size for path in folder.rglob("*")):
+        return
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
 
 
 def read_summary(workdir: Path) -> dict | None:
     """The summary of a finished run, or None."""
-    path = workdir / "summary.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError as error:
-        raise WorkdirError(f"{path} is not readable JSON ({error}); delete it to evaluate again.") from error
+    return read_json(workdir / "summary.json", "delete it to evaluate again")
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -90,11 +147,9 @@ class Metrics:
     """``metrics.jsonl``, one line per logged step. On resuming, lines after the checkpoint are dropped."""
 
     def __init__(self, path: Path, resume_step: int):
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step(line) <= resume_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(path)
+        kept = [line for line in _lines(path) if _step(line) <= resume_step]
+        with replacing(path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -104,6 +159,15 @@ class Metrics:
     def close(self) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def last_logged_step(path: Path) -> int:
+    """The last step in ``metrics.jsonl``; 0 if there is none."""
+    return int(max((step for step in map(_step, _lines(path)) if math.isfinite(step)), default=0))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def _step(line: str) -> float:

@@ -3,8 +3,13 @@
 Trains a posterior, certifies it, and leaves everything in the workdir. Running the same command again resumes.
 """
 
+import time
+
+_STARTED = time.monotonic()  # Before the imports, which are part of the wait.
+
 import importlib
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,9 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compare, evaluate, exact, loop, records, settings
+from experiments import compare, evaluate, exact, loop, proposal, records, settings
+from experiments.domains.base import Domain
+from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
 from rtbjax.sharding import data_mesh
 
@@ -24,7 +32,11 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "W
 
 DOMAINS = ("gmm", "images")
 # What a user can mend; anything else is a defect and keeps its traceback.
-USER_ERRORS = (ValueError, RewardError, FloatingPointError, FileNotFoundError, PermissionError)
+USER_ERRORS = (UserError, RewardError)
+# How the types of fields are called in a message, by what their parsers say of a value of another type.
+KINDS = {"for int()": "a whole number", "to float": "a number", "Non-boolean": "true or false"}
+# Evaluating anew may ask for other samples than the run did.
+EVALUATION = ("eval", "log")
 
 
 def given_config() -> str:
@@ -42,26 +54,84 @@ def default_workdir() -> Path:
     return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
 
 
-def execute(config: ConfigDict, workdir: Path, mode: str = "train") -> compare.Finished:
-    """One config in one workdir: train or restore, evaluate, summarise."""
+def given_workdir() -> Path:
+    return Path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
+
+
+def command_elsewhere(workdir: Path) -> str:
+    """The command that was typed, with the first workdir of a like name that is free."""
+    kept, skip = [], False
+    for argument in sys.argv:
+        is_workdir = argument.lstrip("-").partition("=")[0] == "workdir" and argument.startswith("-")
+        if not skip and not is_workdir:
+            kept.append(argument)
+        skip = is_workdir and "=" not in argument
+    free = next(p for n in range(2, sys.maxsize) if not (p := workdir.with_name(f"{workdir.name}-{n}")).exists())
+    return shlex.join(["python", *kept, f"--workdir={free}"])
+
+
+def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
+    """Checks all that can be checked without computing, and builds. Nothing is written.
+
+    Raises:
+      UserError: one sentence on what cannot be.
+    """
     settings.check(config)
-    clock = loop.CompileClock()
-    records.claim(workdir, config.to_dict(), ignore=("eval", "log") if mode == "evaluate" else ())
-    mesh = data_mesh(config.devices or None)
-    domain = domain_module(config).build(config)
-    summary = records.read_summary(workdir)
-    if summary is not None and mode == "train":
-        print(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
-        return compare.Finished(domain, summary, exact.posterior(config, domain, mesh))
-    if mode == "evaluate":
-        posterior, train_seconds = loop.restore(config, domain, workdir)
-    else:
-        posterior, train_seconds = loop.run(config, domain, workdir, mesh, clock)
+    with checking():
+        if jax.process_count() > 1:
+            raise ConfigError("Runs over several processes are not supported yet: start one process.")
+        mesh = data_mesh(config.devices or None)
+        settings.check_devices(config, mesh.size)
+        domain = domain_module(config).build(config)
+        proposal.check(config, domain)
+    return domain, mesh
+
+
+def execute(
+    config: ConfigDict, workdir: Path, mode: str = "train", clock: loop.Clock | None = None
+) -> compare.Finished:
+    """One config in one workdir: train or restore, evaluate, summarise."""
+    clock = clock or loop.Clock()
+    return (evaluate_anew if mode == "evaluate" else train)(config, workdir, clock)
+
+
+def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finished:
+    """Trains, or goes on, and evaluates; a finished run is only read."""
+    domain, mesh = prepare(config)
+    with records.claimed(workdir, config.to_dict()):
+        summary = records.read_summary(workdir)
+        if summary is not None:
+            print(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
+            return compare.Finished(domain, summary, exact.posterior(config, domain, mesh))
+        # Read before training, so that a damaged file is known at once; drawn after, so that training starts early.
+        known = exact.cached(config, domain)
+        trained = loop.run(config, domain, workdir, mesh, clock)
+        known = known or exact.draw(config, domain, mesh)
+        result = evaluate.evaluate(config, domain, trained.policy, known, workdir, mesh)
+        summary = evaluate.summarise(config, domain, result, clock.summary(trained), workdir)
+        return compare.Finished(domain, summary, known)
+
+
+def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finished:
+    """Evaluates what a run left behind; the times it took are carried over."""
+    records.confirm(workdir, config.to_dict(), ignore=EVALUATION)
+    loop.final_params(workdir)
+    domain, mesh = prepare(config)
+    before = records.read_summary(workdir) or {}
+    policy = loop.restore(config, domain, workdir)
     known = exact.posterior(config, domain, mesh)
-    result = evaluate.evaluate(config, domain, posterior, known, workdir, mesh)
-    seconds = {"compile": clock.seconds, "train": train_seconds, "total": clock.since_start()}
-    summary = evaluate.summarise(config, domain, result, seconds, workdir)
-    return compare.Finished(domain, summary, known)
+    result = evaluate.evaluate(config, domain, policy, known, workdir, mesh)
+    seconds = before.get("seconds") or clock.summary(None)
+    return compare.Finished(domain, evaluate.summarise(config, domain, result, seconds, workdir), known)
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> None:
+    """Makes what a domain trains itself, each in a folder of its own, so that it meets no other run's checkpoints."""
+    settings.check(config)
+    # In full: the hint that is printed at the end must hold from wherever it is pasted.
+    folder = (workdir / "pretrain" / config.pretrain.get("what", "prior")).resolve()
+    with records.claimed(folder, config.to_dict()):
+        domain_module(config).pretrain(config, folder)
 
 
 def domain_module(config: ConfigDict):
@@ -69,19 +139,18 @@ def domain_module(config: ConfigDict):
 
 
 def run(_argv) -> None:
-    config = _CONFIG.value
+    config, workdir, mode = _CONFIG.value, given_workdir(), _MODE.value
     settings.one_of(config, "domain", DOMAINS)
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
     if config.distributed:
-        jax.distributed.initialize()
-    if _MODE.value == "pretrain":
-        settings.check(config)
-        domain_module(config).pretrain(config, workdir)
+        with checking():
+            jax.distributed.initialize()
+    if mode == "pretrain":
+        pretrain(config, workdir)
     elif config.compare:
-        print(compare.run(config, workdir, execute))
+        print(compare.run(config, workdir, execute, mode))
         print(f"{workdir}: figure.png, comparison.md, comparison.json")
     else:
-        done = execute(config, workdir, _MODE.value)
+        done = execute(config, workdir, mode, loop.Clock(_STARTED))
         print(evaluate.report(done.summary))
         print(f"{workdir}: samples.png, samples.npz, summary.json, metrics.jsonl, final_params.safetensors")
 
@@ -92,8 +161,9 @@ def main(argv) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/rtbjax/xla").expanduser()))
     try:
         run(argv)
+    except records.OtherRun as error:
+        sys.exit(f"rtbjax: {str(error).rstrip('.')}, for example: {command_elsewhere(given_workdir())}")
     except USER_ERRORS as error:
-        logging.debug("", exc_info=True)
         sys.exit(f"rtbjax: {error}")
 
 
@@ -117,6 +187,11 @@ def explain(message: str) -> str:
         return f"the config has no field {misspelt[2]!r}; did you mean {misspelt[1]!r}?"
     if "Traceback" in message or "failure to load" in message:
         return f"{given_config()} cannot be loaded: {lines[-1]}"
+    ill_typed = re.fullmatch(r"flag --(config\.[\w.]+)=(.*?): (.*)", message.strip(), re.DOTALL)
+    if ill_typed:
+        name, value, reason = ill_typed.groups()
+        kind = next((kind for word, kind in KINDS.items() if word in reason), None)
+        return f"{name} must be {kind}, got {value!r}." if kind else f"{name}={value}: {reason}"
     if re.fullmatch(r"\W*\w+\W*", message):
         return f"the config has no field {re.sub(r'[^0-9A-Za-z_]', '', message)!r}."
     return " ".join(lines)

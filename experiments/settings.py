@@ -1,38 +1,70 @@
 """The border between a config and the code: every field is checked before anything is computed."""
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.loop import OPTIMIZERS
+from experiments.errors import ConfigError
 from experiments.objectives import BASELINES
+from experiments.optimizers import RULES
+from experiments.warm_start import STEPS_PER_BATCH
+
+_REGRESSIONS = ("value", "steer", "pretrain")  # What `experiments.pretrain.fit` reads.
 
 
-class ConfigError(ValueError):
-    """A field with a value that is not allowed; the message names the field and what is."""
+def _of_each(field: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{field}" for section in _REGRESSIONS)
 
 
-_AT_LEAST_ONE = (
-    "train.batch_size",
-    "objective.chunk",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "log.every",
-    "eval.num_samples",
-    "eval.batch_size",
-    "eval.exact_samples",
-    "process.num_steps",
-    "behaviour.capacity",
+_AT_LEAST = {
+    0: (
+        "train.steps",
+        "train.warmup_steps",
+        "behaviour.warm_accepted",
+        "behaviour.prior_paths",
+        "behaviour.widen",
+        "behaviour.widen_hold",
+        "behaviour.widen_until",
+        "behaviour.accepted",
+        "behaviour.noised",
+        "behaviour.prior",
+        "behaviour.replay",
+        "objective.cutoff",
+        "objective.alpha",
+        "steer.steps",
+        *_of_each("weight_decay"),
+        "devices",
+    ),
+    1: (
+        "train.batch_size",
+        "objective.chunk",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "log.every",
+        "eval.batch_size",
+        "process.num_steps",
+        "behaviour.capacity",
+        "steer.draws",
+        "value.steps",
+        "pretrain.steps",
+        "pretrain.batch_size",
+        *_of_each("checkpoint_every"),
+    ),
+    # A variance, and so every interval, needs two; so does the distance between two sets.
+    2: ("eval.num_samples", "eval.exact_samples"),
+    # Each batch of these holds states of so many steps of the chain.
+    STEPS_PER_BATCH: ("value.batch_size", "steer.batch_size"),
+}
+_POSITIVE = (
+    "train.learning_rate",
+    "train.log_z_learning_rate",
+    "train.clip_norm",
+    "objective.beta",
+    "behaviour.replay_temperature",
+    *_of_each("learning_rate"),
 )
-_AT_LEAST_ZERO = (
-    "train.steps",
-    "train.warmup_steps",
-    "behaviour.warm_accepted",
-    "behaviour.prior_paths",
-    "behaviour.widen",
-    "devices",
-)
-_POSITIVE = ("train.learning_rate", "train.log_z_learning_rate", "objective.beta", "behaviour.replay_temperature")
+OFF_POLICY = ("accepted", "noised", "prior", "replay")
 
 
 def get(config: ConfigDict, name: str):
@@ -44,23 +76,32 @@ def get(config: ConfigDict, name: str):
 
 
 def check(config: ConfigDict) -> None:
-    """Checks the fields all domains share.
+    """Checks the fields all domains share, as far as they can be without the domain and the devices.
 
     Raises:
       ConfigError: naming the field, its value and what is allowed.
     """
-    for names, allowed, ok in (
-        (_AT_LEAST_ONE, "at least 1", lambda v: v >= 1),
-        (_AT_LEAST_ZERO, "at least 0", lambda v: v >= 0),
-        (_POSITIVE, "positive", lambda v: v > 0),
-    ):
+    for least, names in _AT_LEAST.items():
         for name in names:
-            value = get(config, name)
-            if not ok(value):
-                raise ConfigError(f"config.{name} must be {allowed}, got {value}.")
-    one_of(config, "train.optimizer", tuple(OPTIMIZERS))
+            _require(config, name, f"at least {least}", lambda v, least=least: v >= least)
+    for name in _POSITIVE:
+        _require(config, name, "positive", lambda v: v > 0)
+    for name in _of_each("ema"):
+        _require(config, name, "at least 0 and below 1", lambda v: 0 <= v < 1)
+    one_of(config, "train.optimizer", tuple(RULES))
     one_of(config, "objective.loss", ("rtb", *BASELINES))
     one_of(config, "objective.log_z", ("vargrad", "learned"))
+    _check_steps(config)
+    _check_paths(config)
+
+
+def _require(config: ConfigDict, name: str, allowed: str, ok) -> None:
+    value = get(config, name)
+    if not (math.isfinite(value) and ok(value)):
+        raise ConfigError(f"config.{name} must be {allowed}, got {value}.")
+
+
+def _check_steps(config: ConfigDict) -> None:
     steps, total = config.objective.grad_steps, config.process.num_steps
     if steps is not None and not 1 <= steps <= total:
         raise ConfigError(f"config.objective.grad_steps must be None or lie in 1..{total} (T), got {steps}.")
@@ -70,8 +111,63 @@ def check(config: ConfigDict) -> None:
             f"config.objective.chunk must divide the {carried} steps that carry the gradient, "
             f"got {config.objective.chunk}."
         )
+
+
+def _check_paths(config: ConfigDict) -> None:
     if config.train.batch_size < 2 and config.objective.log_z == "vargrad":
         raise ConfigError("config.train.batch_size must be at least 2: a VarGrad group of one path has loss 0.")
+    parts = {name: get(config, f"behaviour.{name}") for name in OFF_POLICY}
+    # A fraction of a decimal is rarely a sum of binary ones.
+    if sum(parts.values()) > 1 + 1e-9:
+        shares = ", ".join(f"{name}={value:g}" for name, value in parts.items())
+        raise ConfigError(f"The fractions in config.behaviour must sum to at most 1, got {shares}.")
+    widened_or_not_ours = [name for name in (*OFF_POLICY, "widen") if get(config, f"behaviour.{name}")]
+    if config.objective.loss in BASELINES and widened_or_not_ours:
+        fields = " and ".join(f"config.behaviour.{name}" for name in widened_or_not_ours)
+        raise ConfigError(
+            f"config.objective.loss={config.objective.loss} is a policy gradient and learns from its own paths alone: "
+            f"set {fields} to 0."
+        )
+
+
+def path_counts(config: ConfigDict) -> dict[str, int]:
+    """Paths per behaviour in a batch; on-policy takes the rest and comes first."""
+    return _split(config, config.train.batch_size)
+
+
+def _split(config: ConfigDict, batch: int) -> dict[str, int]:
+    paths = {name: round(get(config, f"behaviour.{name}") * batch) for name in OFF_POLICY}
+    return {"on_policy": batch - sum(paths.values()), **paths}
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Checks that all batches that are rolled out divide over the devices.
+
+    Raises:
+      ConfigError: naming the field and the nearest values that do.
+    """
+    for name in ("behaviour.prior_paths", "eval.batch_size"):
+        size = get(config, name)
+        if size % devices:
+            below = size // devices * devices
+            nearest = " and ".join(str(s) for s in (below, below + devices) if s)
+            raise ConfigError(f"config.{name}={size} does not divide over {devices} devices; nearest are {nearest}.")
+
+    def fits(batch: int) -> bool:
+        paths = _split(config, batch)
+        return batch % devices == paths["on_policy"] % devices == paths["prior"] % devices == 0
+
+    batch = config.train.batch_size
+    if fits(batch):
+        return
+    smaller = next((b for b in range(batch - 1, 1, -1) if fits(b)), None)
+    larger = next((b for b in range(batch + 1, batch + 1000 * devices) if fits(b)), None)
+    nearest = " and ".join(str(b) for b in (smaller, larger) if b)
+    paths = _split(config, batch)
+    raise ConfigError(
+        f"config.train.batch_size={batch} does not divide over {devices} devices ({paths['on_policy']} on-policy and "
+        f"{paths['prior']} prior paths with these config.behaviour fractions); nearest are {nearest}."
+    )
 
 
 def one_of(config: ConfigDict, name: str, allowed: tuple) -> None:

@@ -61,11 +61,12 @@ def some_steps(key: Array, process: Process) -> Array:
 def fit_value(config: ConfigDict, domain: Domain, value: Value, seen: Seen, key: Array, workdir: Path) -> PyTree:
     """Regresses acceptance on the features of states of prior paths."""
     assert domain.log_bound is not None
-    features = jnp.asarray(np.concatenate(seen.features, axis=1))
-    log_reward, log_bound = jnp.asarray(np.concatenate(seen.log_reward)), domain.log_bound
+    log_bound = domain.log_bound
+    data = jnp.asarray(np.concatenate(seen.features, axis=1)), jnp.asarray(np.concatenate(seen.log_reward))
     process, batch = domain.process, config.value.batch_size // STEPS_PER_BATCH
 
-    def loss(params, key):
+    def loss(params, key, data):
+        features, log_reward = data
         path_key, step_key = jax.random.split(key)
         steps = some_steps(step_key, process)
         paths = jax.random.randint(path_key, (len(steps), batch), 0, log_reward.shape[0])
@@ -76,7 +77,7 @@ def fit_value(config: ConfigDict, domain: Domain, value: Value, seen: Seen, key:
 
         return jnp.mean(jax.vmap(one)(steps, paths))
 
-    return fit(loss, value.params, config.value, key=key, workdir=workdir / "value", label="value on prior paths")
+    return fit(loss, value.params, data, config.value, key=key, workdir=workdir / "value", label="value on prior paths")
 
 
 def draw(config: ConfigDict, domain: Domain, value: Value, params: PyTree, accepted: Array, key: Array) -> PyTree:
@@ -128,7 +129,7 @@ def fit_score(config: ConfigDict, domain: Domain, targets: PyTree, key: Array, w
     look = policy.look
     assert look is not None
 
-    def loss(params, key):
+    def loss(params, key, targets):
         path_key, step_key = jax.random.split(key)
         steps = some_steps(step_key, process)
         paths = jax.random.randint(path_key, (len(steps), batch), 0, targets["x"].shape[1])
@@ -141,4 +142,6 @@ def fit_score(config: ConfigDict, domain: Domain, targets: PyTree, key: Array, w
 
         return process.num_steps * jnp.mean(jax.vmap(one)(steps, paths))
 
-    return fit(loss, policy.params, config.steer, key=key, workdir=workdir / "steer", label="score on gradients")
+    return fit(
+        loss, policy.params, targets, config.steer, key=key, workdir=workdir / "steer", label="score on gradients"
+    )

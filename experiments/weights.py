@@ -11,10 +11,13 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
 
+from experiments.errors import UserError
+from experiments.files import replacing
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A weights file that is missing, unreadable, or for another network."""
 
 
@@ -30,12 +33,9 @@ def locate(path: str) -> Path:
 
 def save(path: Path, params: PyTree, metadata: dict | None = None) -> None:
     """Writes a tree of arrays, names joined by ``/``; ``metadata`` says where the weights come from."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     flat = {name: np.ascontiguousarray(leaf) for name, leaf in _names(jax.device_get(params)).items()}
-    # Into place by renaming: a reader, or a kill, never sees half a file.
-    partial = path.with_suffix(".partial")
-    safetensors.numpy.save_file(flat, partial, {"rtbjax": json.dumps(metadata or {})})
-    partial.replace(path)
+    with replacing(path) as partial:
+        safetensors.numpy.save_file(flat, partial, {"rtbjax": json.dumps(metadata or {})})
 
 
 def load(path: Path, like: PyTree) -> PyTree:

@@ -142,7 +142,7 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
       mesh: with an axis ``data``; one over all devices if None.
 
     Returns:
-      ``f(key, prior, posterior=None, cond=None, widen=0.0, look=None) -> Trajectory``, jitted.
+      ``f(key, prior, posterior=None, cond=None, widen=0.0, look=None, start=None) -> Trajectory``, jitted.
 
     Raises:
       ValueError: B does not divide over the mesh.
@@ -152,11 +152,11 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
     local = shape[0] // mesh.shape[DATA_AXIS]
 
     @jax.jit(static_argnames="look")
-    def run(key, prior: Policy, posterior: Policy | None = None, cond: Any = None, widen=0.0, look=None):
-        def shard(key, prior, posterior, cond, widen):
+    def run(key, prior: Policy, posterior: Policy | None = None, cond: Any = None, widen=0.0, look=None, start=None):
+        def shard(key, prior, posterior, cond, widen, start):
             index = jax.lax.axis_index(DATA_AXIS) * local + jnp.arange(local)
             block = (local, *shape[1:])
-            arguments = dict(shape=block, cond=cond, widen=widen, look=look, index=index)
+            arguments = dict(shape=block, cond=cond, widen=widen, look=look, start=start, index=index)
             return rollout(key, process, prior, posterior, **arguments)
 
         time_major: Any = P(None, DATA_AXIS)
@@ -170,8 +170,9 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
             log_ratio=None if posterior is None else time_major,
             features=None if (look if posterior is None else posterior.look) is None else time_major,
         )
-        return jax.shard_map(shard, mesh=mesh, in_specs=(P(), P(), P(), P(DATA_AXIS), P()), out_specs=specs)(
-            key, prior, posterior, cond, jnp.asarray(widen, jnp.float32)
+        split = P(DATA_AXIS)
+        return jax.shard_map(shard, mesh=mesh, in_specs=(P(), P(), P(), split, P(), split), out_specs=specs)(
+            key, prior, posterior, cond, jnp.asarray(widen, jnp.float32), start
         )
 
     return run

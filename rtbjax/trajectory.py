@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax.process import Process
-from rtbjax.types import Policy, PRNGKey, Trajectory, varying_like
+from rtbjax.types import Policy, PRNGKey, Trajectory, check_shape, varying_like
 
 
 def sample_keys(key: PRNGKey, index: Int[Array, " B"]) -> PRNGKey:
@@ -34,6 +34,7 @@ def rollout(
     cond: Any = None,
     widen: float | Float[Array, ""] = 0.0,
     look: Callable | None = None,
+    start: Array | None = None,
     index: Int[Array, " B"] | None = None,
 ) -> Trajectory:
     """Samples paths and scores every step as it goes.
@@ -46,16 +47,23 @@ def rollout(
       shape: ``(B, *E)``.
       cond: conditions with leading axis B, or None.
       look: which features of the prior to keep with *its* paths (`Policy.look`); a posterior brings its own.
+      start: ``xs[0]``, ``[B, *E]``; drawn from p_T if None.
       widen: exploration. The sampling kernel is ``Kernel.widen(widen)``; scores are those of the kernel itself.
       index: global index of each sample, ``arange(B)`` if None.
 
     Returns:
       A `Trajectory` without ``log_reward``.
+
+    Raises:
+      ValueError: ``start`` of another shape.
     """
+    if start is not None:
+        check_shape("start", start, shape)
     index = jnp.arange(shape[0]) if index is None else index
     keys = sample_keys(key, index)
     last = process.num_steps
-    x = varying_like(process.init(_fold_step(keys, jnp.int32(last)), shape, cond), index)
+    x = process.init(_fold_step(keys, jnp.int32(last)), shape, cond) if start is None else start
+    x = varying_like(x, index)
     # One buffer updated in place: stacking the states as scan outputs would copy them once more.
     xs = varying_like(jnp.zeros((last + 1, *x.shape), x.dtype), x).at[0].set(x)
 

@@ -40,6 +40,10 @@ CERTIFICATE = (
     "num_paths",
     "verdict",
 )
+# Values that need not exist: of the tail of few or even weights, and of accepted paths where none was accepted or r has
+# no bound. Where there is no reference log Z, all that is measured against it is null, and else nothing is.
+OPTIONAL = ("eubo", "pareto_k")
+REFERENCE = ("log_z_reference", "log_z_reference_ci", "log_z_reference_source", "path_kl")
 METRICS = {
     "gmm": {"sets": ("rtb", "exact"), "names": ("mode_tv", "off_mode_mass", "sliced_w2")},
     "images": {
@@ -60,10 +64,8 @@ def problems(workdir: Path) -> list[str]:
     found += [f"summary.json has no {name}" for name in SUMMARY if name not in summary]
     if found:
         return found
-    found += [f"seconds has no {name}" for name in SECONDS if name not in summary["seconds"]]
-    found += [f"certificate has no {name}" for name in CERTIFICATE if name not in summary["certificate"]]
-    if summary["certificate"].get("verdict") not in VERDICTS:
-        found.append(f"verdict {summary['certificate'].get('verdict')!r} is none of {', '.join(VERDICTS)}")
+    found += [f"seconds.{name} is no number" for name in SECONDS if not _finite(summary["seconds"].get(name))]
+    found += _certificate(summary["certificate"])
     if summary["steps"] != config["train"]["steps"]:
         found.append(f"summary.json says {summary['steps']} steps, config.json {config['train']['steps']}")
     expected = METRICS.get(summary["domain"], {"sets": (), "names": ()})
@@ -83,6 +85,32 @@ def _files(workdir: Path) -> list[str]:
     missing = [name for name in names if not (workdir / name).is_file()]
     checkpoints = workdir / "checkpoints"
     return missing if checkpoints.is_dir() and any(checkpoints.iterdir()) else [*missing, "checkpoints/"]
+
+
+def _certificate(values: dict) -> list[str]:
+    found = [f"certificate has no {name}" for name in CERTIFICATE if name not in values]
+    if found:
+        return found
+    if values["verdict"] not in VERDICTS:
+        found.append(f"verdict {values['verdict']!r} is none of {', '.join(VERDICTS)}")
+    unknown = [name for name in REFERENCE if values[name] is None]
+    if unknown and unknown != list(REFERENCE):
+        found.append(f"certificate.{' and '.join(unknown)} is null, but there is a reference")
+    if unknown and values["verdict"] not in ("coverage_unchecked", "unreliable"):
+        found.append(f"verdict {values['verdict']!r} needs a reference")
+    for name in set(CERTIFICATE) - {"verdict", "log_z_reference_source"}:
+        value = values[name]
+        may_miss = name in (*OPTIONAL, *REFERENCE)
+        if value is None and may_miss:
+            continue
+        good = _interval(value) if name.endswith("_ci") else _finite(value)
+        if not good:
+            found.append(f"certificate.{name} is no {'interval' if name.endswith('_ci') else 'number'}: {value}")
+    return sorted(found)
+
+
+def _interval(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_finite, value)) and value[0] <= value[1]
 
 
 def _metrics_lines(path: Path, last: int) -> list[str]:
@@ -115,7 +143,7 @@ def _has(tree: dict, name: str) -> bool:
 
 
 def _finite(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def main(workdirs: list[str]) -> int:

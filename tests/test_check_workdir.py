@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from check_workdir import CERTIFICATE, CONFIG, METRICS, problems
+from check_workdir import CERTIFICATE, CONFIG, METRICS, OPTIONAL, REFERENCE, problems
 
 
 def nested(names, value=0):
@@ -29,7 +29,13 @@ def workdir(tmp_path):
         "data_source": "none",
         "steps": 20,
         "seconds": {"compile": 1.0, "train": 2.0, "total": 3.0},
-        "certificate": dict.fromkeys(CERTIFICATE, None) | {"verdict": "consistent"},
+        "certificate": dict.fromkeys(CERTIFICATE, 0.5)
+        | {
+            "log_z_is_ci": [0.4, 0.6],
+            "log_z_reference_ci": [0.5, 0.5],
+            "log_z_reference_source": "a closed form",
+            "verdict": "consistent",
+        },
         "metrics": metrics,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -52,6 +58,12 @@ def test_a_complete_workdir_has_no_problems(workdir):
         ("summary.json", '"consistent"', '"fine"', "'fine' is none of"),
         ("summary.json", '"elbo"', '"elb"', "no elbo"),
         ("summary.json", '"mode_tv": 0.1', '"mode_tv": null', "mode_tv is no number"),
+        ("summary.json", '"elbo": 0.5', '"elbo": null', "certificate.elbo is no number"),
+        ("summary.json", '"ess": 0.5', '"ess": "0.5"', "certificate.ess is no number"),
+        ("summary.json", "[0.4, 0.6]", "null", "certificate.log_z_is_ci is no interval"),
+        ("summary.json", "[0.4, 0.6]", "[0.6, 0.4]", "certificate.log_z_is_ci is no interval"),
+        ("summary.json", '"path_kl": 0.5', '"path_kl": null', "path_kl is null, but there is a reference"),
+        ("summary.json", '"train": 2.0', '"train": null', "seconds.train is no number"),
         ("summary.json", '"steps": 20', '"steps": 10', "10 steps"),
         ("metrics.jsonl", '"step": 20', '"step": 15', "rise to step 20"),
         ("metrics.jsonl", '"loss": 1.0', '"loss": null', "no finite loss at step 10"),
@@ -70,6 +82,24 @@ def test_what_is_missing_is_named(workdir, file):
     path = workdir / file
     path.rmdir() if path.is_dir() else path.unlink()
     assert problems(workdir) == [f"{file.replace('20', '')} is missing"]
+
+
+def test_values_that_need_not_exist_may_be_null(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    certificate = summary["certificate"] | dict.fromkeys((*OPTIONAL, *REFERENCE))
+    (workdir / "summary.json").write_text(json.dumps(summary | {"certificate": certificate}))
+    assert problems(workdir) == ["verdict 'consistent' needs a reference"]
+    certificate["verdict"] = "coverage_unchecked"
+    (workdir / "summary.json").write_text(json.dumps(summary | {"certificate": certificate}))
+    assert problems(workdir) == []
+
+
+def test_a_certificate_of_nulls_is_none(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    nulls = dict.fromkeys(CERTIFICATE) | {"verdict": "consistent"}
+    (workdir / "summary.json").write_text(json.dumps(summary | {"certificate": nulls}))
+    named = " ".join(problems(workdir))
+    assert all(f"certificate.{name} is no" in named for name in set(CERTIFICATE) - {"verdict", *OPTIONAL, *REFERENCE})
 
 
 def test_nan_is_not_json(workdir):

@@ -60,6 +60,15 @@ def test_paths_do_not_depend_on_the_number_of_devices(key, devices):
     assert len(paths.xs.sharding.device_set) == devices
 
 
+def test_given_starts_stay_with_their_paths_over_devices(key):
+    start = jax.random.normal(key, (16, 2))
+    run = make_rollout(CHAIN.process, (16, 2), data_mesh(8))
+    paths = run(key, CHAIN.prior, start=start)
+    np.testing.assert_array_equal(paths.xs[0], start)
+    plain = rtbjax.rollout(key, CHAIN.process, CHAIN.prior, shape=(16, 2), start=start)
+    np.testing.assert_allclose(paths.xs, plain.xs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("given", [True, False], ids=["log_ratio given", "log_ratio recomputed"])
 @pytest.mark.parametrize("group", [None, 4, "ids"])
 @pytest.mark.parametrize("name", [*LOG_Z, *BASELINES])

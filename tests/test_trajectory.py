@@ -166,6 +166,18 @@ def test_rescoring_loses_the_digits_of_two_totals_per_step_and_no_more(dims, num
     assert 1e-3 * most < error < most and np.abs(scored).max() > 0.5
 
 
+def test_a_given_start_is_the_path_start_and_nothing_else_changes(case):
+    process, prior, posterior, paths = case
+    run = jax.jit(lambda key, start: rollout(key, process, prior, posterior, shape=(16, 2), widen=0.3, start=start))
+    same = run(jax.random.key(0), paths.xs[0])
+    jax.tree.map(np.testing.assert_array_equal, same, paths)
+    with pytest.raises(ValueError, match=r"start must have shape \(16, 2\), got \(16, 1\)"):
+        run(jax.random.key(0), paths.xs[0][:, :1])
+    other = run(jax.random.key(1), paths.xs[0])
+    np.testing.assert_array_equal(other.xs[0], paths.xs[0])
+    assert np.any(np.asarray(other.xs[-1]) != np.asarray(paths.xs[-1]))
+
+
 def test_the_prior_runs_once_per_step():
     process, prior, posterior = with_features()
     calls = []

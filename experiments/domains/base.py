@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from rtbjax import Policy, Process, RewardFn
+from rtbjax import Policy, Process, RewardFn, Trajectory, rewards
 
 Samples = dict[str, np.ndarray]
 
@@ -59,3 +60,13 @@ class Domain:
     evaluate: Callable[[Samples], dict[str, Any]]
     plot: Callable[[Path, Samples], None]
     value: Value | None = None
+
+
+def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
+    """The paths with their ``log_reward``, asked for on the host and checked.
+
+    Raises:
+      RewardError: see `rtbjax.rewards.evaluate`.
+    """
+    log_reward = rewards.evaluate(domain.log_reward, trajectory.xs[-1], trajectory.cond, log_bound=domain.log_bound)
+    return trajectory._replace(log_reward=jnp.asarray(log_reward))

@@ -13,6 +13,7 @@ from experiments.domains.base import Domain
 from experiments.plots import plt
 from experiments.pretrain import fit
 from experiments.settings import one_of
+from experiments.streams import stream
 from rtbjax import Policy, denoising_loss, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
 from rtbjax.nets.mlp import PISNet
@@ -102,15 +103,16 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     settings = config.pretrain
     net = network(config.prior.width)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
-    init_key, fit_key = jax.random.split(jax.random.key(config.seed))
+    init_key, fit_key = jax.random.split(stream(config.seed, "pretrain"))
     params = net.init(init_key, jnp.zeros((1, 2)), jnp.float32(0.0))["params"]
 
-    def loss(params, key):
+    def loss(params, key, data):
+        del data  # Drawn anew at every step.
         data_key, noise_key = jax.random.split(key)
         x0 = sample_mixture(data_key, settings.batch_size)
         return jnp.mean(denoising_loss(noise_key, process, Policy(params, prior_apply(net)), x0))
 
-    params = fit(loss, params, settings, key=fit_key, workdir=workdir, label="gmm prior", steps_per_call=100)
+    params = fit(loss, params, None, settings, key=fit_key, workdir=workdir, label="gmm prior", steps_per_call=100)
     path = workdir / "gmm_prior.safetensors"
     weights.save(path, params, {"trained_on": "samples of the 25-mode mixture"})
     print(f"{path}: use it by --config.prior.weights={path}")

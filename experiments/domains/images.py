@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 
 from experiments import data, weights
 from experiments.domains.base import Domain, Value
+from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import ConfigError, one_of
+from experiments.settings import one_of
+from experiments.streams import stream
 from rtbjax import Policy, Process, posterior, schedules
 from rtbjax.metrics.distances import diversity, frechet
 from rtbjax.nets.classifier import Classifier
@@ -89,7 +91,7 @@ def build(config: ConfigDict) -> Domain:
     classifier, classifier_params = load_classifier(config)
     prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
     log_reward = make_log_reward(classifier, classifier_params, config.reward.label)
-    key = jax.random.fold_in(jax.random.key(config.seed), 0x105A)
+    key, value_key = jax.random.split(stream(config.seed, "posterior"))
     process = make_process(config)
     value = None
     if config.posterior.kind == "full":
@@ -100,7 +102,7 @@ def build(config: ConfigDict) -> Domain:
         learner = correction(key, config, process, log_reward)
     else:
         learner = steered(key, config, process)
-        value = make_value(key, config, process, classifier, classifier_params)
+        value = make_value(value_key, config, process, classifier, classifier_params)
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
@@ -172,12 +174,13 @@ def make_value(key, config: ConfigDict, process: Process, net: Classifier, param
     return Value(head.init(key, jnp.zeros((1, net.num_classes)), jnp.float32(0.0))["params"], look, log_h)
 
 
-def prior_loss(net: UNet, images, batch: int):
+def prior_loss(net: UNet, batch: int):
     """Squared error of v at stratified timesteps of the cosine schedule (Salimans & Ho 2022)."""
     alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
     steps = alpha_bar.shape[0]
 
-    def loss(params, key):
+    def loss(params, key, digits):
+        images, _ = digits
         pick, time, noise = jax.random.split(key, 3)
         x0 = images[jax.random.randint(pick, (batch,), 0, images.shape[0])]
         offset = jax.random.uniform(time)
@@ -191,10 +194,11 @@ def prior_loss(net: UNet, images, batch: int):
     return loss
 
 
-def classifier_loss(net: Classifier, images, labels, batch: int, max_noise: float = 0.2):
+def classifier_loss(net: Classifier, batch: int, max_noise: float = 0.2):
     """Cross-entropy on noisy, shifted images: the last diffusion step leaves noise, and r must read through it."""
 
-    def loss(params, key):
+    def loss(params, key, digits):
+        images, labels = digits
         pick, level, noise, shift = jax.random.split(key, 4)
         index = jax.random.randint(pick, (batch,), 0, images.shape[0])
         std = jax.random.uniform(level, (batch, 1, 1, 1), maxval=max_noise)
@@ -211,16 +215,16 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     settings = config.pretrain
     found = data.mnist(config.data.path)
     images, labels = jnp.asarray(found.images), jnp.asarray(found.labels)
-    init_key, fit_key = jax.random.split(jax.random.key(config.seed))
+    init_key, fit_key = jax.random.split(stream(config.seed, "pretrain"))
     if settings.what == "prior":
         net = unet(config)
         params = net.init(init_key, images[:1], jnp.float32(0.0))["params"]
-        loss = prior_loss(net, images, settings.batch_size)
+        loss = prior_loss(net, settings.batch_size)
     else:
         net = Classifier()
         params = net.init(init_key, images[:1])["params"]
-        loss = classifier_loss(net, images, labels, settings.batch_size)
-    params = fit(loss, params, settings, key=fit_key, workdir=workdir, label=f"mnist {settings.what}")
+        loss = classifier_loss(net, settings.batch_size)
+    params = fit(loss, params, (images, labels), settings, key=fit_key, workdir=workdir, label=f"mnist {settings.what}")
     path = workdir / f"mnist_{'prior' if settings.what == 'prior' else 'classifier'}.safetensors"
     weights.save(path, params, {"trained_on": f"{len(images)} digits from {found.source}"})
     print(f"{path}: use it by --config.{settings.what}.weights={path}")

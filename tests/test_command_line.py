@@ -1,0 +1,105 @@
+"""Bad commands are one sentence; hints can be pasted."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shrunk import gmm
+
+from experiments import records, run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def call(*arguments):
+    # A user's machine, not the eight devices of the other tests.
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "experiments/run.py", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config=configs/gmm.py", "--config.train.stepz=3"], "no field 'stepz'; did you mean 'steps'?"),
+        (["--config=configs/gmm.py", "--config.train.steps=abc"], "train.steps must be a whole number, got 'abc'."),
+        (["--config=configs/gmm.py:huge"], "no variant 'huge'"),
+        (["--config=configs/nope.py"], "configs/nope.py cannot be loaded"),
+        ([], "--config is required"),
+        (["--config=configs/gmm.py", "--config.domain=audio"], "must be one of gmm, images, got 'audio'"),
+        (["--config=configs/gmm.py", "--config.prior.weights=none", "--workdir={tmp}/runs/w"], "no weights file"),
+        (["--config=configs/gmm.py", "--mode=evaluate", "--workdir={tmp}/runs/w"], "train it first"),
+        (["--config=configs/gmm.py", "--workdir={tmp}/claimed"], "--workdir={tmp}/claimed-2"),
+    ],
+)
+def test_a_bad_command_line_is_one_sentence_and_writes_nothing(arguments, message, tmp_path):
+    records.claim(tmp_path / "claimed", gmm(tmp_path).to_dict())
+    done = call(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert done.returncode != 0
+    assert message.format(tmp=tmp_path) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["claimed"]
+
+
+@pytest.mark.parametrize(
+    "said, sentence",
+    [
+        (
+            "flag --config.train.steps=1.5: invalid literal for int() with base 10: '1.5'",
+            "config.train.steps must be a whole number, got '1.5'.",
+        ),
+        (
+            "flag --config.train.learning_rate=x: could not convert string to float: 'x'",
+            "config.train.learning_rate must be a number, got 'x'.",
+        ),
+        (
+            "flag --config.eval.recompute_exact=maybe: ('Non-boolean argument to boolean flag', 'maybe')",
+            "config.eval.recompute_exact must be true or false, got 'maybe'.",
+        ),
+    ],
+)
+def test_an_ill_typed_field_is_named_with_its_value_and_what_is_allowed(said, sentence):
+    assert run.explain(said) == sentence
+
+
+def test_the_command_elsewhere_is_the_same_command_with_a_free_workdir(monkeypatch, tmp_path):
+    (tmp_path / "w-2").mkdir()
+    given = ["experiments/run.py", "--config=configs/mnist.py", "--config.reward.label=even"]
+    for workdir in ([f"--workdir={tmp_path}/w"], ["--workdir", f"{tmp_path}/w"]):
+        monkeypatch.setattr(sys, "argv", [given[0], *workdir, *given[1:]])
+        assert shlex.split(run.command_elsewhere(tmp_path / "w")) == ["python", *given, f"--workdir={tmp_path}/w-3"]
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def defect(_argv):
+        raise ValueError("shapes differ")
+
+    monkeypatch.setattr(run, "run", defect)
+    with pytest.raises(ValueError, match="shapes differ"):
+        run.main([])
+
+
+def test_pretraining_has_a_folder_of_its_own_for_each_thing_it_makes(tmp_path):
+    small = [
+        "--config=configs/gmm.py:smoke",
+        "--mode=pretrain",
+        "--config.pretrain.steps=2",
+        "--config.pretrain.batch_size=8",
+        f"--workdir={tmp_path}/w",
+    ]
+    done = call(*small)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "w" / "pretrain" / "prior"
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["pretrain"]
+    assert json.loads((folder / "config.json").read_text())["pretrain"]["steps"] == 2
+    weights = folder / "gmm_prior.safetensors"
+    # The hint is absolute: fields of a config are relative to the repository, folders to where one is.
+    assert f"--config.prior.weights={weights.resolve()}" in done.stdout
+    before = weights.read_bytes()
+    done = call(*small, "--config.pretrain.learning_rate=1.0")
+    assert done.returncode != 0 and "pretrain.learning_rate: 0.002 there, 1.0 here" in done.stderr
+    assert weights.read_bytes() == before

@@ -1,0 +1,47 @@
+"""The loop of plain mean losses: it learns, its data are no part of the program, and it stops where numbers end."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.base import regression
+from experiments.checkpoint import Checkpoints
+from experiments.pretrain import fit
+
+
+def loss(params, key, data):
+    return jnp.mean((params["mean"][None] - data[jax.random.randint(key, (64,), 0, len(data))]) ** 2)
+
+
+def run(data, folder, **changes):
+    settings = regression(steps=200, batch_size=64, learning_rate=0.1, weight_decay=0.0)
+    settings.update(changes)
+    start = {"mean": jnp.zeros(2)}
+    return fit(loss, start, jnp.asarray(data), settings, key=jax.random.key(0), workdir=folder, label="mean")
+
+
+def compiled():
+    return {path.name for path in Path(jax.config.jax_compilation_cache_dir).iterdir() if path.name.endswith("-cache")}
+
+
+def test_it_learns_and_other_data_run_in_the_same_program(tmp_path):
+    data = np.random.default_rng(0).normal([1.0, -2.0], 0.3, (500, 2)).astype(np.float32)
+    np.testing.assert_allclose(run(data, tmp_path / "a")["mean"], [1.0, -2.0], atol=0.1)
+    before = compiled()
+    np.testing.assert_allclose(run(data + 1.0, tmp_path / "b")["mean"], [2.0, -1.0], atol=0.1)
+    assert before and compiled() == before
+
+
+def test_a_finished_fit_is_read_and_not_repeated(tmp_path):
+    data = np.ones((8, 2), np.float32)
+    first = run(data, tmp_path)
+    np.testing.assert_array_equal(run(-data, tmp_path)["mean"], first["mean"])
+
+
+def test_a_fit_beyond_finite_numbers_is_not_saved(tmp_path):
+    with pytest.raises(FloatingPointError, match="Training the mean went beyond finite numbers before step"):
+        run(np.full((8, 2), np.inf, np.float32), tmp_path, checkpoint_every=20)
+    assert Checkpoints(tmp_path / "checkpoints", 1).latest() is None

@@ -1,0 +1,139 @@
+"""A config that cannot be is refused in one sentence that says what can, before anything is written."""
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+from shrunk import changed, gmm
+
+from configs import mnist as mnist_config
+from experiments import compare, proposal, run, settings
+from experiments.errors import ConfigError, UserError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return gmm(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(objective__grad_steps=101), r"grad_steps must be None or lie in 1..10"),
+        (dict(objective__chunk=3), "chunk must divide the 10 steps"),
+        (dict(objective__log_z="conditional"), "vargrad, learned"),
+        (dict(objective__loss="ppo"), "rtb, reinforce"),
+        (dict(objective__alpha=-1.0), "objective.alpha must be at least 0"),
+        (dict(train__optimizer="sgd"), "adam, muon"),
+        (dict(train__batch_size=1), "VarGrad group of one"),
+        (dict(train__batch_size=0), "at least 1"),
+        (dict(process__num_steps=0), "at least 1"),
+        (dict(train__steps=-1), "at least 0"),
+        (dict(train__learning_rate=0.0), "positive"),
+        (dict(train__learning_rate=float("inf")), "positive"),
+        (dict(train__learning_rate=float("nan")), "positive"),
+        (dict(train__clip_norm=0.0), "train.clip_norm must be positive"),
+        (dict(behaviour__accepted=0.8), "sum to at most 1, got accepted=0.8, noised=0.25"),
+        (dict(behaviour__replay=-0.1), "behaviour.replay must be at least 0"),
+        (dict(eval__num_samples=1), "eval.num_samples must be at least 2"),
+        (dict(eval__exact_samples=1), "eval.exact_samples must be at least 2"),
+        (dict(value__batch_size=4), "value.batch_size must be at least 8"),
+        (dict(steer__batch_size=7), "steer.batch_size must be at least 8"),
+        (dict(steer__draws=0), "steer.draws must be at least 1"),
+        (dict(value__steps=0), "value.steps must be at least 1"),
+        (dict(steer__learning_rate=0.0), "steer.learning_rate must be positive"),
+        (dict(pretrain__ema=1.0), "pretrain.ema must be at least 0 and below 1"),
+        (dict(pretrain__steps=0), "pretrain.steps must be at least 1"),
+        (dict(objective__loss="reinforce"), "set config.behaviour.accepted and config.behaviour.noised and"),
+    ],
+)
+def test_a_field_out_of_range_says_what_is_allowed(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        settings.check(changed(config, **changes))
+
+
+@pytest.mark.parametrize("loss", ["reinforce", "reinforce_reward", "ddpo", "dpok"])
+def test_policy_gradients_take_their_own_paths_alone(config, loss):
+    own = changed(config, objective__loss=loss, behaviour__accepted=0.0, behaviour__noised=0.0, behaviour__replay=0.0)
+    settings.check(own)
+    with pytest.raises(ConfigError, match="set config.behaviour.widen to 0"):
+        settings.check(changed(own, behaviour__widen=0.5))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        # A quarter of the batch is on-policy, and must divide too.
+        (dict(train__batch_size=36), "train.batch_size=36 does not divide over 8 devices .* nearest are 32 and 64"),
+        (dict(eval__batch_size=20), "eval.batch_size=20 does not divide over 8 devices; nearest are 16 and 24"),
+        (dict(behaviour__prior_paths=4), "behaviour.prior_paths=4 does not divide over 8 devices; nearest are 8"),
+    ],
+)
+def test_what_does_not_divide_over_the_devices_names_the_field_and_the_nearest_values(config, changes, message):
+    settings.check_devices(config, 8)
+    with pytest.raises(ConfigError, match=message):
+        settings.check_devices(changed(config, **changes), 8)
+
+
+@pytest.mark.parametrize("batch", [32, 64])
+def test_the_nearest_values_are_right(config, batch):
+    settings.check_devices(changed(config, train__batch_size=batch), 8)
+
+
+def test_accepted_paths_need_a_bound_and_a_steered_posterior_needs_them(config):
+    none = changed(config, behaviour__accepted=0.0, behaviour__noised=0.0, steer__steps=10)
+    boundless, steered = SimpleNamespace(log_bound=None, value=None), SimpleNamespace(log_bound=0.0, value="some")
+    proposal.check(none, boundless)
+    proposal.check(config, steered)
+    with pytest.raises(ConfigError, match="must be 0: this reward has no declared bound"):
+        proposal.check(config, boundless)
+    with pytest.raises(ConfigError, match="starts from accepted prior paths"):
+        proposal.check(none, steered)
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    return changed(mnist_config.get_config("smoke"), devices=1)
+
+
+@pytest.mark.parametrize(
+    "make, changes, message",
+    [
+        (shrink, dict(reward__label="seven"), "0..9, 'even' or 'odd'"),
+        (shrink, dict(process__num_steps=5000), r"num_steps must lie in 1..1000"),
+        (shrink, dict(posterior__kind="adapter"), "full, lora, correction, steered"),
+        (None, dict(prior__weights="nowhere.safetensors"), "no weights file"),
+        (None, dict(behaviour__accepted=0.8), "sum to at most 1"),
+        (None, dict(devices=8, train__batch_size=36), "does not divide over 8 devices"),
+        (None, dict(devices=99), "1..8"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_a_rejected_command_leaves_no_workdir(config, tmp_path, make, changes, message, mode):
+    config = changed(make(config) if make else config, **changes)
+    with pytest.raises(UserError, match=message if mode == "train" else "train it first"):
+        run.execute(config, tmp_path / "runs" / "w", mode)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_comparison_is_refused_for_any_of_its_variations_before_the_first_runs(config, tmp_path):
+    config.compare = {"runs": [("RTB", []), ("PPO", [("objective.loss", "ppo")])]}
+    with pytest.raises(ConfigError, match="rtb, reinforce"):
+        compare.run(config, tmp_path / "w", run.execute, "train")
+    assert not (tmp_path / "w").exists()
+
+
+def test_several_processes_are_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="not supported yet"):
+        run.execute(config, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_gathering_is_given_up_once_it_is_clear_what_it_would_cost():
+    for drawn, have in ((256, 0), (4096, 40)):
+        proposal.check_cost(drawn, have, wanted=1000, size=256)
+    with pytest.raises(UserError, match="40 of 4096 prior paths were accepted.* would take about 1,024,000, over"):
+        proposal.check_cost(4096, 40, wanted=10_000, size=256)
+    with pytest.raises(UserError, match="would take more than 40,960,000"):
+        proposal.check_cost(4096, 0, wanted=10_000, size=256)

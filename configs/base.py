@@ -15,6 +15,7 @@ def regression(
     batch_size: int,
     learning_rate: float,
     weight_decay: float,
+    optimizer: str = "adam",
     ema: float = 0.99,
     checkpoint_every: int = 1_000_000,
 ) -> ConfigDict:
@@ -63,12 +64,10 @@ def base() -> ConfigDict:
     config.behaviour.widen_hold = 0  # ... for so many steps,
     config.behaviour.widen_until = 1  # ... then falling linearly to 0 at this one.
 
-    # A steered posterior starts from regressions on the prior paths rolled out for acceptance: first log h ...
-    config.value = regression(steps=1500, batch_size=1024, learning_rate=3e-3, weight_decay=1e-2)
-
-    # ... then the score, on gradients of log h along the accepted paths.
-    config.steer = regression(steps=0, batch_size=128, learning_rate=2e-3, weight_decay=1e-3)
-    config.steer.draws = 4  # Gradients per accepted path and step.
+    # Before RTB, a steered posterior regresses its score on the gradient of a value, along its own paths.
+    config.steer = regression(
+        steps=0, batch_size=8, optimizer="muon", learning_rate=2e-2, weight_decay=0.0, checkpoint_every=100
+    )
 
     config.posterior = ConfigDict()
     config.posterior.kind = "full"

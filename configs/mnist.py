@@ -1,17 +1,22 @@
 """MNIST: a diffusion prior over handwritten digits, the posterior "a seven" under a classifier's likelihood.
 
-    python experiments/run.py --config=configs/mnist.py                          about 15 minutes on two cores
-    python experiments/run.py --config=configs/mnist.py --config.reward.label=even
-    python experiments/run.py --config=configs/mnist.py:smoke                    the whole path in about a minute
-    python experiments/run.py --config=configs/mnist.py --mode=pretrain          makes the shipped prior anew
-    python experiments/run.py --config=configs/mnist.py --mode=pretrain --config.pretrain.what=reward
+    python experiments/run.py --config=configs/mnist.py                     about 15 minutes on two cores
+    python experiments/run.py --config=configs/mnist.py --config.reward.label=even --workdir=runs/mnist-even
+    python experiments/run.py --config=configs/mnist.py:full                hours; resumes where it was stopped
+    python experiments/run.py --config=configs/mnist.py:smoke               the whole path in about a minute
+
+The three networks are shipped. Each is made anew (on --config.data.path=digits.npz, or on what this machine has) by
+
+    python experiments/run.py --config=configs/mnist.py --mode=pretrain                                the prior
+    python experiments/run.py --config=configs/mnist.py --mode=pretrain --config.pretrain.what=reward  the classifier
+    python experiments/run.py --config=configs/mnist.py:value --mode=pretrain                          the value
 
 Expected: see docs/results/mnist.md. Labels: 0..9, even, odd.
 """
 
 from configs.base import base, check_variant
 
-VARIANTS = ("", "smoke")
+VARIANTS = ("", "full", "value", "smoke")
 
 
 def get_config(variant: str = ""):
@@ -23,38 +28,52 @@ def get_config(variant: str = ""):
         "network": {"patch": 2, "channels": (32, 128), "num_blocks": (1, 1)},
     }
     config.reward = {"label": "7", "weights": "weights/mnist_classifier.safetensors"}
-    config.process.num_steps = 20
-    config.process.spacing = "trailing"
+    config.process.num_steps = 32
+    config.process.spacing = "log_snr"
     config.process.variance = "fixed_small"
     config.process.min_std = 0.15
     config.process.clip_x0 = 0.0  # 0: no clipping.
     config.posterior.kind = "steered"
-    config.posterior.initial_value = -2.3
-    config.steer.steps = 900
+    config.value = {"weights": "weights/mnist_value.safetensors"}  # Serves every label.
+    config.steer.steps = 600
+    config.steer.learning_rate = 1e-2
     config.posterior.rank = 8
     config.posterior.select = "kernel"
     config.posterior.network = {"patch": 2, "channels": (16, 64), "num_blocks": (1, 1)}
-    config.train.steps = 200
+    config.train.steps = 60
     config.train.batch_size = 64
-    config.train.learning_rate = 5e-4
-    config.train.warmup_steps = 20
+    config.train.optimizer = "muon"
+    config.train.learning_rate = 2e-3
+    config.train.warmup_steps = 5
     config.behaviour.accepted = 0.5
-    config.behaviour.capacity = 512
-    config.behaviour.warm_accepted = 420  # About 4,000 prior paths for a label of one class.
+    config.behaviour.capacity = 256
+    config.behaviour.warm_accepted = 200  # About 2,000 prior paths for a label of one class.
     config.checkpoint.every = 50
-    config.eval.num_samples = 2_000
+    config.eval.num_samples = 1_000
     config.eval.batch_size = 500
     config.eval.exact_samples = 750  # For the default label they are shipped, in weights/exact.
     config.pretrain.what = "prior"
+    config.pretrain.paths = 5_000  # Prior samples that the value is trained on, beside the digits.
     config.pretrain.steps = 15_000
     config.pretrain.batch_size = 64
     config.pretrain.learning_rate = 2e-3
     config.pretrain.weight_decay = 1e-3
+    if variant == "full":
+        config.steer.steps = 2000
+        config.train.steps = 2000
+        config.behaviour.capacity = config.behaviour.warm_accepted = 2_000
+        config.behaviour.prior_paths = 64
+        config.eval.num_samples = 2_000
+    if variant == "value":
+        config.pretrain.what = "value"
+        config.pretrain.steps = 1200
+        config.pretrain.batch_size = 256
+        config.pretrain.learning_rate = 1e-3
+        config.pretrain.weight_decay = 1e-2
     if variant == "smoke":
         config.process.num_steps = 5
         config.train.steps = 6
-        config.value.steps = config.steer.steps = 20
-        config.steer.draws = 1
+        config.steer.steps, config.steer.batch_size = 2, 8
         config.train.batch_size = 16
         config.log.every = 1
         config.checkpoint.every = 3

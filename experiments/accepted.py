@@ -69,8 +69,3 @@ class Accepted:
             log_prior=time_and_batch(items["log_prior"]),
             features=jax.tree.map(time_and_batch, items["features"]),
         )
-
-    def states(self, buffer: replay.Buffer) -> Array:
-        """All states in the buffer, ``[T + 1, N, E*]``."""
-        count = min(int(buffer.added), self._capacity)
-        return time_and_batch(buffer.items["xs"][:count])

@@ -51,7 +51,7 @@ def from_npz(path: Path) -> Images:
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{path}: labels must be integers, got {labels.dtype}.")
-    return Images(to_unit(images), labels.astype(np.int32), str(path))
+    return Images(to_unit(images), labels.astype(np.int32), path.name)
 
 
 def digits(found: Images) -> Images:

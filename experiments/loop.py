@@ -39,6 +39,16 @@ class Clock:
     def now(self) -> float:
         return time.monotonic() - self._started
 
+    def step_done(self, state: PyTree) -> None:
+        """Tells once when the first training step is through; ``state`` is what the step returned."""
+        if self.first_step is None:
+            jax.block_until_ready(state)
+            self.first_step = self.now()
+            tqdm.write(
+                f"First step {self.first_step:.1f} s after the start of the command; "
+                f"tracing and compiling took {self.compiling:.1f} s of them."
+            )
+
     def summary(self, trained: "Trained | None") -> dict[str, float | None]:
         """As written to ``summary.json``, at the end of a sitting; earlier ones count in ``train`` and ``total``."""
         return {
@@ -88,13 +98,12 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     if found is None:
         first, earlier = 0, 0.0
         check_nothing_lost(workdir, config.checkpoint.every)
-        seen = warm_start.Seen()
-        keep = seen.keep if domain.value is not None else lambda trajectory: None
-        buffers = source.init(stream(config.seed, "gather"), keep)
         if domain.value is not None and config.steer.steps:
-            accepted = source.accepted_paths(buffers)
-            policy = warm_start.run(config, domain, seen, accepted, stream(config.seed, "warm start"), workdir)
+            policy = warm_start.run(
+                config, domain, stream(config.seed, "warm start"), workdir / "steer", clock.step_done
+            )
             state = train.init_state(state.params | {"policy": policy}, optimizer)
+        buffers = source.init(stream(config.seed, "gather"))
     else:
         first, saved = found
         state, buffers, earlier = saved["state"], saved["buffers"], float(saved["seconds"])
@@ -125,13 +134,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
                 raise
             state, info = update(state, trajectory, update_key)
             done = step + 1
-            if clock.first_step is None:
-                jax.block_until_ready(state)
-                clock.first_step = clock.now()
-                tqdm.write(
-                    f"First step {clock.first_step:.1f} s after the start of the command; "
-                    f"tracing and compiling took {clock.compiling:.1f} s of them."
-                )
+            clock.step_done(state)
             if done % config.log.every == 0 or done == steps:
                 values = summarise(info, trajectory, 0 if float(width(step)) else on_policy)
                 metrics.write(done, values | {"seconds": round(spent(), 3)})

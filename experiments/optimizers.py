@@ -1,12 +1,32 @@
 """The optimizer of a config."""
 
+import jax
 import optax
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
-from optax.contrib import muon
+from optax.contrib import MuonDimensionNumbers
 
 from rtbjax import train
 
-RULES = {"adam": optax.adam, "muon": muon}
+
+def muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Orthogonalised momentum for every kernel, seen as a matrix ``[fan_in, fan_out]``; Adam for the rest."""
+
+    def matrices(params: PyTree) -> PyTree:
+        def numbers(leaf):
+            return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if leaf.ndim >= 2 else None
+
+        return jax.tree.map(numbers, params)
+
+    return optax.contrib.muon(learning_rate, weight_decay=weight_decay, muon_weight_dimension_numbers=matrices)
+
+
+def adam(learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Adam, with decoupled weight decay if there is any."""
+    return optax.adamw(learning_rate, weight_decay=weight_decay) if weight_decay else optax.adam(learning_rate)
+
+
+RULES = {"adam": adam, "muon": muon}
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

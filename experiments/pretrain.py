@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from experiments.checkpoint import Checkpoints
 from experiments.finite import Diverged, finite
+from experiments.optimizers import RULES
 
 
 def fit(
@@ -25,8 +26,9 @@ def fit(
     workdir: Path,
     label: str,
     steps_per_call: int = 20,
+    on_call: Callable[[PyTree], None] = lambda _: None,
 ) -> PyTree:
-    """AdamW with warm-up and cosine decay; returns the exponential moving average of the parameters.
+    """Warm-up and cosine decay; returns the exponential moving average of the parameters.
 
     Running it again on the same workdir resumes at the last checkpoint.
 
@@ -34,20 +36,22 @@ def fit(
       loss: ``(params, key, data) -> f32[]``; draws its own batch by the key, so that the data's position is the step.
       params: initial parameters.
       data: arrays the loss draws from; compiled in as constants they would fill the compiler's time and cache.
-      settings: ``steps``, ``learning_rate`` (the peak; a twentieth of the steps warm up), ``weight_decay``, ``ema``
-        (bounded by ``(1 + step) / (10 + step)`` early on), ``checkpoint_every``.
+      settings: ``steps``, ``optimizer`` (of `experiments.optimizers.RULES`), ``learning_rate`` (the peak; a twentieth
+        of the steps warm up), ``weight_decay``, ``ema`` (bounded by ``(1 + step) / (10 + step)`` early on),
+        ``checkpoint_every``.
       key: folded with each step.
       workdir: for checkpoints.
       label: of the progress bar.
       steps_per_call: updates per jitted call.
+      on_call: gets the state after every call.
 
     Raises:
       Diverged: loss or parameters are no longer finite; such a state is not saved.
     """
     warmup = max(1, settings.steps // 20)
     schedule = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, max(settings.steps, warmup + 1))
-    adamw = optax.adamw(schedule, weight_decay=settings.weight_decay)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+    rule = RULES[settings.optimizer](schedule, weight_decay=settings.weight_decay)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), rule)
 
     def step(data, carry, i):
         params, opt_state, average = carry
@@ -75,6 +79,7 @@ def fit(
     with tqdm(total=settings.steps, initial=start, desc=label, unit="step", mininterval=1.0) as bar:
         for first in range(start, settings.steps, steps_per_call):
             carry, values = run(carry, first, data)
+            on_call(carry)
             done = first + steps_per_call
             bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
             bar.update(min(steps_per_call, settings.steps - first))

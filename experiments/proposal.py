@@ -54,11 +54,6 @@ def check(config: ConfigDict, domain: Domain) -> None:
         raise ConfigError(
             "config.behaviour.accepted and config.behaviour.noised must be 0: this reward has no declared bound."
         )
-    if domain.value is not None and config.steer.steps and not uses_accepted:
-        raise ConfigError(
-            "config.behaviour.accepted must be above 0: a steered posterior starts from accepted prior paths; "
-            "or set config.steer.steps to 0."
-        )
 
 
 class Proposal:
@@ -101,12 +96,11 @@ class Proposal:
             visited=replay.init(end, self._settings.capacity) if self._paths["replay"] else None,
         )
 
-    def init(self, key: Array, keep: Callable[[Trajectory], None]) -> Buffers:
+    def init(self, key: Array) -> Buffers:
         """Gathers what must be there before the first step.
 
         Args:
           key: of all draws.
-          keep: gets every batch of prior paths that is rolled out.
 
         Raises:
           UserError: it would take more than `MAX_PRIOR_PATHS` prior paths.
@@ -115,7 +109,6 @@ class Proposal:
         if self._accepted is None:
             return buffers
         accepted, domain = buffers.accepted, self._domain
-        look = None if domain.value is None else domain.value.look
         wanted = max(min(self._settings.warm_accepted, self._settings.capacity), 1)
         drawn = 0
         with tqdm(total=wanted, desc="gathering exact paths", unit="path") as bar:
@@ -123,8 +116,7 @@ class Proposal:
                 bar.update(have - bar.n)
                 check_cost(drawn, have, wanted, self._gather_size)
                 roll_key, accept_key = jax.random.split(jax.random.fold_in(key, drawn))
-                trajectory = rewarded(domain, self._roll_gather(roll_key, domain.prior, look=look))
-                keep(trajectory)
+                trajectory = rewarded(domain, self._roll_gather(roll_key, domain.prior))
                 accepted = self._accepted.keep(accept_key, accepted, trajectory)
                 drawn += self._gather_size
             bar.update(wanted - bar.n)
@@ -169,11 +161,6 @@ class Proposal:
         items = {"x0": trajectory.xs[-1], "log_reward": trajectory.log_reward}
         everything = jnp.ones(trajectory.xs.shape[1], bool)
         return replay.add(buffer, items, everything, self._beta * trajectory.log_reward)
-
-    def accepted_paths(self, buffers: Buffers) -> Array:
-        """The states in the buffer of accepted paths, ``[T + 1, N, E*]``."""
-        assert self._accepted is not None  # `check` has seen to it.
-        return self._accepted.states(buffers.accepted)
 
 
 def check_cost(drawn: int, have: int, wanted: int, size: int) -> None:

@@ -8,9 +8,8 @@ from ml_collections import ConfigDict
 from experiments.errors import ConfigError
 from experiments.objectives import BASELINES
 from experiments.optimizers import RULES
-from experiments.warm_start import STEPS_PER_BATCH
 
-_REGRESSIONS = ("value", "steer", "pretrain")  # What `experiments.pretrain.fit` reads.
+_REGRESSIONS = ("steer", "pretrain")  # What `experiments.pretrain.fit` reads.
 
 
 def _of_each(field: str) -> tuple[str, ...]:
@@ -45,16 +44,13 @@ _AT_LEAST = {
         "eval.batch_size",
         "process.num_steps",
         "behaviour.capacity",
-        "steer.draws",
-        "value.steps",
+        "steer.batch_size",
         "pretrain.steps",
         "pretrain.batch_size",
         *_of_each("checkpoint_every"),
     ),
     # A variance, and so every interval, needs two; so does the distance between two sets.
     2: ("eval.num_samples", "eval.exact_samples"),
-    # Each batch of these holds states of so many steps of the chain.
-    STEPS_PER_BATCH: ("value.batch_size", "steer.batch_size"),
 }
 _POSITIVE = (
     "train.learning_rate",
@@ -88,7 +84,8 @@ def check(config: ConfigDict) -> None:
         _require(config, name, "positive", lambda v: v > 0)
     for name in _of_each("ema"):
         _require(config, name, "at least 0 and below 1", lambda v: 0 <= v < 1)
-    one_of(config, "train.optimizer", tuple(RULES))
+    for name in ("train.optimizer", *_of_each("optimizer")):
+        one_of(config, name, tuple(RULES))
     one_of(config, "objective.loss", ("rtb", *BASELINES))
     one_of(config, "objective.log_z", ("vargrad", "learned"))
     _check_steps(config)

@@ -106,30 +106,13 @@ def dpok(
     return advantage * log_ratio
 
 
-def value(
-    log_h: Float[Array, " B"], log_reward: Float[Array, " B"], log_bound: float, *, beta: float = 1.0
-) -> Float[Array, " B"]:
-    """Cross-entropy of acceptance: makes ``exp(log_h)`` the mean of ``(r / R)^beta`` given a state of a *prior* path.
-
-    Args:
-      log_h: at any state of each path, at most 0.
-      log_reward: log r at its end.
-      log_bound: log R.
-      beta: the exponent of r.
-    """
-    chex.assert_equal_shape([log_h, log_reward])
-    accepted = jnp.exp(beta * (log_reward - log_bound))
-    # log(1 - h), kept finite where h has reached 1.
-    log_rejected = jnp.log(-jnp.expm1(jnp.minimum(log_h, -1e-6)))
-    return -(accepted * log_h + (1.0 - accepted) * log_rejected)
-
-
 def steering(score: Array, gradient: Array, std: Float[Array, ""]) -> Float[Array, " B"]:
     """How far one steered Gaussian step lies from another: ``std^2 |score - gradient|^2 / 2`` per sample, in nats.
 
-    The exact posterior's step from x has the mean of the prior's plus ``std^2 E[grad log h(x') | x]``, with x' the next
-    state of *posterior* paths (integrate ``grad_m log E[h(m + std eps)]`` by parts). So the gradient of a value at the
-    next state of such paths is an unbiased target for the score at x, and regression averages its noise away.
+    A step with the prior's std and its mean moved by ``std^2 score`` has, from the exact posterior's step, a KL
+    divergence whose gradient in the score is ``std^2 (score - E[grad log h(x')])``, with x' drawn from the step itself
+    (reparametrise ``E[log h(x')]``). So the gradient of a value at the next state of the policy's own paths is an
+    unbiased target for the score at x, and regression averages its noise away.
 
     Args:
       score: of the policy at x, ``[B, E*]``.

@@ -46,6 +46,7 @@ def respace(
     spacing: str = "leading",
     *,
     steps_offset: int = 0,
+    log_snr: tuple[float, float] = (-1.4, 1.1),
     final_alpha_bar: float = 1.0,
 ) -> Respaced:
     """Chooses ``num_steps`` of the training timesteps.
@@ -53,13 +54,16 @@ def respace(
     Args:
       alpha_bar: the training schedule, ``f64[num_train_steps]``.
       num_steps: T.
-      spacing: ``leading`` (multiples of ``num_train_steps // T``, the default of pretrained DDPMs) or ``trailing``
-        (always begins at the last training timestep).
+      spacing: ``leading`` (multiples of ``num_train_steps // T``, the default of pretrained DDPMs), ``trailing``
+        (always begins at the last training timestep), or ``log_snr`` (begins there too; the other timesteps are at
+        quantiles of a logistic law of ``log(alpha_bar / (1 - alpha_bar))``: most steps where an image takes shape).
       steps_offset: added to every ``leading`` timestep.
+      log_snr: centre and scale of that law.
       final_alpha_bar: the signal fraction that counts as data.
 
     Raises:
-      ValueError: ``num_steps`` outside 1..num_train_steps, ``steps_offset`` beyond the schedule, or an unknown spacing.
+      ValueError: ``num_steps`` outside 1..num_train_steps, ``steps_offset`` beyond the schedule, more ``log_snr`` steps
+        than the schedule has timesteps to tell apart, or an unknown spacing.
     """
     num_train_steps = len(alpha_bar)
     if not 1 <= num_steps <= num_train_steps:
@@ -73,8 +77,17 @@ def respace(
             )
     elif spacing == "trailing":
         timesteps = np.round(np.arange(num_steps, 0, -1) * num_train_steps / num_steps).astype(int) - 1
+    elif spacing == "log_snr":
+        centre, scale = log_snr
+        quantile = (np.arange(num_steps - 1) + 0.5) / max(num_steps - 1, 1)
+        wanted = centre + scale * (np.log(quantile) - np.log1p(-quantile))
+        levels = np.log(alpha_bar) - np.log1p(-alpha_bar)
+        nearest = np.abs(levels[None] - wanted[:, None]).argmin(axis=1)
+        timesteps = np.concatenate([[num_train_steps - 1], nearest])
+        if np.any(np.diff(timesteps) >= 0):
+            raise ValueError(f"{num_steps} steps by log_snr {log_snr} are more than the schedule can tell apart.")
     else:
-        raise ValueError(f"spacing must be 'leading' or 'trailing', got {spacing!r}.")
+        raise ValueError(f"spacing must be 'leading', 'trailing' or 'log_snr', got {spacing!r}.")
     return Respaced(timesteps, np.append(alpha_bar[timesteps], final_alpha_bar))
 
 

@@ -96,7 +96,7 @@ class QuadraticGaussian:
         self.following = following[::-1]
         self._gains = jnp.asarray(gains[::-1], jnp.float32)
         self._shifts = jnp.asarray(shifts[::-1], jnp.float32)
-        self._log_stds = jnp.asarray(log_stds[::-1], jnp.float32)
+        self.log_stds = jnp.asarray(log_stds[::-1], jnp.float32)
 
     @property
     def prior(self):
@@ -106,7 +106,7 @@ class QuadraticGaussian:
     def exact(self):
         def apply(params, x, t, cond):
             i = jnp.round(t * self.num_steps).astype(jnp.int32)
-            return LearnedStd(self._gains[i] * x + self._shifts[i], self._log_stds[i])
+            return LearnedStd(self._gains[i] * x + self._shifts[i], self.log_stds[i])
 
         return Policy({}, apply)
 

@@ -10,7 +10,7 @@ from rtbjax.nets.classifier import Classifier
 from rtbjax.nets.convolution import Conv
 from rtbjax.nets.mlp import PISNet, TimeEmbedding
 from rtbjax.nets.unet import UNet, timestep_embedding
-from rtbjax.nets.value import ValueHead
+from rtbjax.nets.value import NoisyClassifier, from_denoiser
 
 UNET = UNet(patch=2, channels=(4, 8), num_blocks=(1, 1), embed_dim=8, num_heads=2, num_classes=3)
 PIS = PISNet(features=2, width=8)
@@ -130,14 +130,20 @@ def test_classifier_shapes_features_and_head():
     np.testing.assert_allclose(logits[:1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_value_starts_constant_and_depends_on_features_and_time(key):
-    net = ValueHead(initial=-2.3)
-    x = jax.random.normal(key, (3, 10))
-    params = net.init(key, x, jnp.float32(0.0))
-    np.testing.assert_allclose(net.apply(params, x, jnp.float32(7.0)), -2.3, rtol=1e-5)
-    gradient = jax.grad(lambda x: jnp.sum(net.apply(params, x, jnp.float32(7.0))))(x)
-    np.testing.assert_array_equal(gradient, 0.0)
+def test_a_noisy_classifier_starts_undecided_on_the_layers_of_a_denoiser(key):
+    sizes = dict(patch=2, channels=(4, 8), num_blocks=(1, 1), embed_dim=8, num_heads=2)
+    net, unet = NoisyClassifier(**sizes, num_classes=5, squeeze=3, hidden=6), UNet(**sizes)
+    x, t = jax.random.normal(key, (3, 8, 8, 1)), jnp.asarray([10.0, 500.0, 900.0])
+    denoiser = unet.init(jax.random.key(1), x, t)["params"]
+    fresh = net.init(jax.random.key(2), x, t)["params"]
+    params = from_denoiser(fresh, denoiser)
+    assert set(fresh) - set(denoiser) == {"norm_out", "squeeze", "hidden", "film", "classes"}
+    for name, layer in params.items():
+        jax.tree.map(np.testing.assert_array_equal, layer, denoiser.get(name, fresh[name]))
+    apply = jax.jit(lambda params, x, t: net.apply({"params": params}, x, t))
+    np.testing.assert_allclose(apply(params, x, t), np.log(0.2), rtol=1e-5)
     moved = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(key, p.shape), params)
-    early, late = net.apply(moved, x, jnp.float32(7.0)), net.apply(moved, x, jnp.float32(900.0))
-    assert early.shape == (3,) and float(jnp.max(early)) < 0.0 and float(jnp.std(early)) > 0.0
-    assert float(jnp.max(jnp.abs(early - late))) > 1e-3
+    log_p = apply(moved, x, t)
+    np.testing.assert_allclose(jax.nn.logsumexp(log_p, axis=-1), 0.0, atol=1e-5)
+    np.testing.assert_allclose(log_p[1:2], apply(moved, x[1:2], t[1]), rtol=1e-3, atol=1e-4)
+    assert float(jnp.max(jnp.abs(log_p - apply(moved, x, t[::-1])))) > 1e-3  # time matters

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from rtbjax import schedules
 
@@ -81,7 +82,7 @@ def test_too_many_or_few_steps_name_the_range(num_steps):
 
 
 def test_unknown_spacing_names_the_known():
-    with pytest.raises(ValueError, match="'leading' or 'trailing', got 'linspace'"):
+    with pytest.raises(ValueError, match="'leading', 'trailing' or 'log_snr', got 'linspace'"):
         schedules.respace(ALPHA_BAR, 3, "linspace")
 
 
@@ -107,3 +108,19 @@ def test_geometric_sigma_table():
 def test_an_offset_beyond_the_schedule_is_an_error(offset):
     with pytest.raises(ValueError, match=r"steps_offset must lie in 0\.\.0"):
         schedules.respace(ALPHA_BAR, len(ALPHA_BAR), "leading", steps_offset=offset)
+
+
+def test_log_snr_spacing_follows_a_logistic_law_and_begins_at_the_last_timestep():
+    alpha_bar = schedules.cosine_alpha_bar()
+    respaced = schedules.respace(alpha_bar, 32, "log_snr", log_snr=(-1.4, 1.1))
+    assert len(respaced.timesteps) == 32 and respaced.timesteps[0] == 999
+    levels = np.log(respaced.alpha_bar[1:-1] / (1.0 - respaced.alpha_bar[1:-1]))
+    # As near as the 1000 training timesteps allow.
+    below = scipy.stats.logistic.cdf(levels, loc=-1.4, scale=1.1)
+    np.testing.assert_allclose(below, (np.arange(31) + 0.5) / 31, atol=2e-3)
+    assert schedules.respace(alpha_bar, 1, "log_snr").timesteps.tolist() == [999]
+
+
+def test_more_log_snr_steps_than_timesteps_is_an_error():
+    with pytest.raises(ValueError, match=r"9 steps by log_snr \(-1.4, 1.1\) are more than the schedule can tell apart"):
+        schedules.respace(ALPHA_BAR, 9, "log_snr")

@@ -26,6 +26,8 @@ def config(tmp_path):
         (dict(objective__loss="ppo"), "rtb, reinforce"),
         (dict(objective__alpha=-1.0), "objective.alpha must be at least 0"),
         (dict(train__optimizer="sgd"), "adam, muon"),
+        (dict(steer__optimizer="sgd"), "adam, muon"),
+        (dict(steer__batch_size=0), "steer.batch_size must be at least 1"),
         (dict(train__batch_size=1), "VarGrad group of one"),
         (dict(train__batch_size=0), "at least 1"),
         (dict(process__num_steps=0), "at least 1"),
@@ -38,10 +40,6 @@ def config(tmp_path):
         (dict(behaviour__replay=-0.1), "behaviour.replay must be at least 0"),
         (dict(eval__num_samples=1), "eval.num_samples must be at least 2"),
         (dict(eval__exact_samples=1), "eval.exact_samples must be at least 2"),
-        (dict(value__batch_size=4), "value.batch_size must be at least 8"),
-        (dict(steer__batch_size=7), "steer.batch_size must be at least 8"),
-        (dict(steer__draws=0), "steer.draws must be at least 1"),
-        (dict(value__steps=0), "value.steps must be at least 1"),
         (dict(steer__learning_rate=0.0), "steer.learning_rate must be positive"),
         (dict(pretrain__ema=1.0), "pretrain.ema must be at least 0 and below 1"),
         (dict(pretrain__steps=0), "pretrain.steps must be at least 1"),
@@ -81,15 +79,13 @@ def test_the_nearest_values_are_right(config, batch):
     settings.check_devices(changed(config, train__batch_size=batch), 8)
 
 
-def test_accepted_paths_need_a_bound_and_a_steered_posterior_needs_them(config):
-    none = changed(config, behaviour__accepted=0.0, behaviour__noised=0.0, steer__steps=10)
-    boundless, steered = SimpleNamespace(log_bound=None, value=None), SimpleNamespace(log_bound=0.0, value="some")
-    proposal.check(none, boundless)
-    proposal.check(config, steered)
+def test_accepted_paths_need_a_bound(config):
+    without = changed(config, behaviour__accepted=0.0, behaviour__noised=0.0)
+    boundless, bounded = SimpleNamespace(log_bound=None), SimpleNamespace(log_bound=0.0)
+    proposal.check(without, boundless)
+    proposal.check(config, bounded)
     with pytest.raises(ConfigError, match="must be 0: this reward has no declared bound"):
         proposal.check(config, boundless)
-    with pytest.raises(ConfigError, match="starts from accepted prior paths"):
-        proposal.check(none, steered)
 
 
 def shrink(config: ConfigDict) -> ConfigDict:

@@ -16,16 +16,14 @@ Samples = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A model of ``log h(x) = log E[(r / R)^beta | x]`` on what the frozen prior shows of a state.
+    """A frozen model of ``log h(x) = log E[r | x]`` along the prior's paths.
 
     Attributes:
-      params: to fit.
-      look: ``(prior output, x, t, cond) -> features[B, F]``, differentiable in the output and x.
-      log_h: ``(params, features, t) -> f[B]``.
+      params: of the model.
+      log_h: ``(params, x, t) -> f[B]``, differentiable in x.
     """
 
     params: PyTree
-    look: Callable[..., Array]
     log_h: Callable[[PyTree, Array, Array], Array]
 
 
@@ -40,7 +38,7 @@ class Domain:
       event_shape: of one sample.
       prior: frozen.
       posterior: the parametrisation to train, at its start.
-      value: how to learn log h first, for a posterior that is steered; else None.
+      value: what steers the posterior at first (`experiments.warm_start`), or None.
       log_reward: log r, ``(x, cond) -> f[B]``.
       log_bound: declared bound on log r, or None.
       fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.

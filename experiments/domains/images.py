@@ -1,12 +1,14 @@
 """Classifier-guided images: p(x) p(class | x), the prior a small U-Net the project trains (paper, sec. 3.1)."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
+from tqdm.auto import tqdm
 
 from experiments import data, weights
 from experiments.domains.base import Domain, Value
@@ -19,12 +21,13 @@ from rtbjax import Policy, Process, posterior, schedules
 from rtbjax.metrics.distances import diversity, frechet
 from rtbjax.nets.classifier import Classifier
 from rtbjax.nets.unet import UNet
-from rtbjax.nets.value import ValueHead
+from rtbjax.nets.value import NoisyClassifier, from_denoiser
 from rtbjax.process import vp
+from rtbjax.train import make_rollout
 
 SHAPE = (28, 28, 1)
+VALUE_LEVELS = 128  # Noise levels the value is trained on, so that it serves shorter chains of any length.
 SCORE_SCALE = 0.05  # A score of this size per pixel, in units of 1 / std, is worth about a nat a step.
-LOGIT_SCALE = 5.0  # Of the classifier, about.
 GROUPS = {"even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
 
 
@@ -61,9 +64,10 @@ def load_classifier(config: ConfigDict):
     return net, weights.load(weights.locate(config.reward.weights), like)
 
 
-def make_process(config: ConfigDict):
+def make_process(config: ConfigDict, num_steps: int | None = None) -> Process:
+    """The config's chain, or one like it of another length."""
     p = config.process
-    schedule = schedules.respace(schedules.cosine_alpha_bar(), p.num_steps, p.spacing)
+    schedule = schedules.respace(schedules.cosine_alpha_bar(), num_steps or p.num_steps, p.spacing)
     return vp.ddpm(
         schedule, prediction="v_prediction", variance=p.variance, clip_x0=p.clip_x0 or None, min_std=p.min_std
     )
@@ -87,11 +91,15 @@ def build(config: ConfigDict) -> Domain:
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
     one_of(config, "posterior.kind", ("full", "lora", "correction", "steered"))
+    if config.steer.steps and config.objective.beta != 1.0:
+        raise ConfigError(
+            "config.steer.steps must be 0 unless config.objective.beta is 1: the value is that of r itself."
+        )
     net, params = load_unet(config)
     classifier, classifier_params = load_classifier(config)
     prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
     log_reward = make_log_reward(classifier, classifier_params, config.reward.label)
-    key, value_key = jax.random.split(stream(config.seed, "posterior"))
+    key = stream(config.seed, "posterior")
     process = make_process(config)
     value = None
     if config.posterior.kind == "full":
@@ -102,7 +110,7 @@ def build(config: ConfigDict) -> Domain:
         learner = correction(key, config, process, log_reward)
     else:
         learner = steered(key, config, process)
-        value = make_value(value_key, config, process, classifier, classifier_params)
+        value = make_value(config) if config.steer.steps else None
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
@@ -142,7 +150,7 @@ def correction(key, config: ConfigDict, process: Process, log_reward) -> Policy:
     def apply_fn(params, x, t, cond, seen):
         return net.apply({"params": params}, jnp.concatenate([x, seen], axis=-1), t)
 
-    params = net.init(key, jnp.zeros((1, *SHAPE[:2], 3 * SHAPE[-1])), jnp.float32(0.0))["params"]
+    params = jax.jit(net.init)(key, jnp.zeros((1, *SHAPE[:2], 3 * SHAPE[-1])), jnp.float32(0.0))["params"]
     return posterior.correction(params, apply_fn, look=look)
 
 
@@ -156,22 +164,26 @@ def steered(key, config: ConfigDict, process: Process) -> Policy:
         seen = jnp.concatenate([x, process.denoise(output, x, i)], axis=-1)
         return SCORE_SCALE / law.std * net.apply({"params": params}, seen, t)
 
-    params = net.init(key, jnp.zeros((1, *SHAPE[:2], 2 * SHAPE[-1])), jnp.float32(0.0))["params"]
+    params = jax.jit(net.init)(key, jnp.zeros((1, *SHAPE[:2], 2 * SHAPE[-1])), jnp.float32(0.0))["params"]
     return posterior.steered(params, score)
 
 
-def make_value(key, config: ConfigDict, process: Process, net: Classifier, params) -> Value:
-    """log h by a small head on the classifier's logits at the prior's estimate of x0."""
-    head = ValueHead(initial=config.posterior.initial_value)
+def make_value(config: ConfigDict) -> Value:
+    """log h: the noisy classifier's log probability of the label's classes.
 
-    def look(output, x, t, cond):
-        x0 = process.denoise(output, x, process.step_at(t))
-        return net.apply({"params": params}, x0) / LOGIT_SCALE
+    The reward of several classes is the largest of their probabilities and this is their sum, which differ where the
+    classifier hesitates between them.
+    """
+    net = NoisyClassifier(**config.prior.network)
+    like = abstract_params(net, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))
+    params = weights.load(weights.locate(config.value.weights), like)
+    chosen = np.array(classes(config.reward.label))
 
-    def log_h(params, features, t):
-        return head.apply({"params": params}, features, t)
+    def log_h(params, x, t):
+        log_p: Any = net.apply({"params": params}, x, t)
+        return jax.nn.logsumexp(log_p[:, chosen], axis=-1)
 
-    return Value(head.init(key, jnp.zeros((1, net.num_classes)), jnp.float32(0.0))["params"], look, log_h)
+    return Value(params, log_h)
 
 
 def prior_loss(net: UNet, batch: int):
@@ -179,8 +191,7 @@ def prior_loss(net: UNet, batch: int):
     alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
     steps = alpha_bar.shape[0]
 
-    def loss(params, key, digits):
-        images, _ = digits
+    def loss(params, key, images):
         pick, time, noise = jax.random.split(key, 3)
         x0 = images[jax.random.randint(pick, (batch,), 0, images.shape[0])]
         offset = jax.random.uniform(time)
@@ -197,8 +208,8 @@ def prior_loss(net: UNet, batch: int):
 def classifier_loss(net: Classifier, batch: int, max_noise: float = 0.2):
     """Cross-entropy on noisy, shifted images: the last diffusion step leaves noise, and r must read through it."""
 
-    def loss(params, key, digits):
-        images, labels = digits
+    def loss(params, key, data):
+        images, labels = data
         pick, level, noise, shift = jax.random.split(key, 4)
         index = jax.random.randint(pick, (batch,), 0, images.shape[0])
         std = jax.random.uniform(level, (batch, 1, 1, 1), maxval=max_noise)
@@ -209,24 +220,75 @@ def classifier_loss(net: Classifier, batch: int, max_noise: float = 0.2):
     return loss
 
 
+def value_loss(net: NoisyClassifier, process: Process, batch: int):
+    """Cross-entropy of noised images against the classifier on clean ones, least at ``E[p(class | x_0) | x]``.
+
+    Half of a batch are the prior's own samples, half are digits, of which there are more.
+    """
+
+    def loss(params, key, data):
+        pick, step, noise = jax.random.split(key, 3)
+        parts = zip(jax.random.split(pick), data, strict=True)
+        drawn = [[a[jax.random.randint(k, (batch // 2,), 0, len(a))] for a in part] for k, part in parts]
+        x0, probabilities = (jnp.concatenate(both).astype(jnp.float32) for both in zip(*drawn, strict=True))
+        steps = jax.random.randint(step, (len(x0),), 0, process.num_steps)
+
+        def at(key, x0, i):
+            return process.marginal(key[None], x0[None], i, None)[0], process.time(i)
+
+        log_p = net.apply({"params": params}, *jax.vmap(at)(jax.random.split(noise, len(x0)), x0, steps))
+        return -jnp.mean(jnp.sum(probabilities * log_p, axis=-1))
+
+    return loss
+
+
+def value_data(config: ConfigDict, images, key):
+    """``(images, class probabilities)`` of prior samples and of digits with the noise such samples keep."""
+    net, params = load_unet(config)
+    classifier, classifier_params = load_classifier(config)
+    prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
+    batch = config.eval.batch_size
+    roll = make_rollout(make_process(config), (batch, *SHAPE))
+    probabilities = jax.jit(lambda x: jax.nn.softmax(classifier.apply({"params": classifier_params}, x)))
+
+    def labelled(batches):
+        pairs = [(np.asarray(x, np.float16), np.asarray(probabilities(x), np.float16)) for x in batches]
+        return tuple(jnp.concatenate(column) for column in zip(*pairs, strict=True))
+
+    starts = tqdm(range(0, config.pretrain.paths, batch), desc="prior samples", unit="batch")
+    samples = labelled(roll(jax.random.fold_in(key, first), prior).xs[-1] for first in starts)
+    noise = config.process.min_std * jax.random.normal(key, images.shape)
+    digits = labelled((images + noise)[first : first + batch] for first in range(0, len(images), batch))
+    return samples, digits
+
+
 def pretrain(config: ConfigDict, workdir: Path) -> None:
-    """Trains the prior, or with ``pretrain.what = "reward"`` the classifier, and writes its weights to the workdir."""
-    one_of(config, "pretrain.what", ("prior", "reward"))
+    """Trains the prior, or by ``pretrain.what`` the classifier or the value, and writes weights to the workdir."""
+    one_of(config, "pretrain.what", ("prior", "reward", "value"))
     settings = config.pretrain
     found = data.mnist(config.data.path)
     images, labels = jnp.asarray(found.images), jnp.asarray(found.labels)
-    init_key, fit_key = jax.random.split(stream(config.seed, "pretrain"))
+    init_key, data_key, fit_key = jax.random.split(stream(config.seed, "pretrain"), 3)
+    x, t = images[:1], jnp.float32(0.0)
     if settings.what == "prior":
         net = unet(config)
-        params = net.init(init_key, images[:1], jnp.float32(0.0))["params"]
-        loss = prior_loss(net, settings.batch_size)
-    else:
+        params = net.init(init_key, x, t)["params"]
+        loss, source = prior_loss(net, settings.batch_size), images
+    elif settings.what == "reward":
         net = Classifier()
-        params = net.init(init_key, images[:1])["params"]
-        loss = classifier_loss(net, settings.batch_size)
-    params = fit(loss, params, (images, labels), settings, key=fit_key, workdir=workdir, label=f"mnist {settings.what}")
-    path = workdir / f"mnist_{'prior' if settings.what == 'prior' else 'classifier'}.safetensors"
-    weights.save(path, params, {"trained_on": f"{len(images)} digits from {found.source}"})
+        params = net.init(init_key, x)["params"]
+        loss, source = classifier_loss(net, settings.batch_size), (images, labels)
+    else:
+        net = NoisyClassifier(**config.prior.network)
+        params = from_denoiser(net.init(init_key, x, t)["params"], load_unet(config)[1])
+        loss = value_loss(net, make_process(config, VALUE_LEVELS), settings.batch_size)
+        source = value_data(config, images, data_key)
+    params = fit(loss, params, source, settings, key=fit_key, workdir=workdir, label=f"mnist {settings.what}")
+    path = workdir / f"mnist_{'classifier' if settings.what == 'reward' else settings.what}.safetensors"
+    trained_on = f"{len(images)} digits from {found.source}"
+    if settings.what == "value":
+        trained_on += f" and {settings.paths} samples of the prior"
+    weights.save(path, params, {"trained_on": trained_on, "steps": settings.steps})
     print(f"{path}: use it by --config.{settings.what}.weights={path}")
 
 

@@ -54,22 +54,17 @@ class UNet(nn.Module):
           t: training timestep index in [0, 999]; a scalar is embedded once, not per sample.
           cond: labels, or None.
         """
-        lowest = len(self.channels) - 1
-        factor = self.patch * 2**lowest
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
-        embedding = self._embed(x.shape[0], t, cond)
+        if cond is not None and self.num_classes is None:
+            raise ValueError("cond was given to a UNet with num_classes=None.")
+        embedding = embed_time(t, self.embed_dim)
+        if self.num_classes is not None:
+            cond = jnp.full(x.shape[:1], self.num_classes, jnp.int32) if cond is None else cond
+            embedding += nn.Embed(self.num_classes + 1, self.embed_dim, name="label")(cond)
+        embedding = nn.silu(embedding)
 
-        h = Conv(self.channels[0], name="stem")(_space_to_depth(x, self.patch))
-        skips = []
-        for level, (width, depth) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
-            if level > 0:
-                h = nn.Dense(width, name=f"shrink_{level}")(_space_to_depth(h, 2))
-            for block in range(depth):
-                h = ResidualBlock(width, name=f"down_{level}_{block}")(h, embedding)
-            skips.append(h)
-        if self.num_heads:
-            h = Attention(self.num_heads, name="attention")(h)
+        skips = descend(x, embedding, self.patch, self.channels, self.num_blocks, self.num_heads)
+        h = skips.pop()
+        lowest = len(self.channels) - 1
         for level in reversed(range(lowest)):
             width = self.channels[level]
             h = _depth_to_space(nn.Dense(4 * width, name=f"grow_{level}")(h), 2) + skips[level]
@@ -80,20 +75,42 @@ class UNet(nn.Module):
         h = Conv(pixels, kernel_init=nn.initializers.zeros, name="head")(h)
         return _depth_to_space(h, self.patch)
 
-    def _embed(self, batch: int, t: Float[Array, "*B"], cond: Int[Array, " B"] | None) -> Float[Array, "N D"]:
-        """N is 1 for a scalar t without labels, else B."""
-        if t.ndim > 1:
-            raise ValueError(f"t must be a scalar or one value per sample, got shape {t.shape}.")
-        if cond is not None and self.num_classes is None:
-            raise ValueError("cond was given to a UNet with num_classes=None.")
-        waves = timestep_embedding(t.reshape(-1), self.embed_dim)
-        embedding = nn.Dense(self.embed_dim, name="time_in")(waves)
-        embedding = nn.Dense(self.embed_dim, name="time_out")(nn.silu(embedding))
-        if self.num_classes is not None:
-            if cond is None:
-                cond = jnp.full((batch,), self.num_classes, jnp.int32)
-            embedding += nn.Embed(self.num_classes + 1, self.embed_dim, name="label")(cond)
-        return nn.silu(embedding)
+
+def embed_time(t: Float[Array, "*B"], dim: int) -> Float[Array, "N {dim}"]:
+    """Embedding of a scalar t (N is 1) or of one per sample; its layers belong to the module that calls."""
+    if t.ndim > 1:
+        raise ValueError(f"t must be a scalar or one value per sample, got shape {t.shape}.")
+    waves = timestep_embedding(t.reshape(-1), dim)
+    return nn.Dense(dim, name="time_out")(nn.silu(nn.Dense(dim, name="time_in")(waves)))
+
+
+def descend(
+    x: Float[Array, "B H W C"],
+    embedding: Float[Array, "N D"],
+    patch: int,
+    channels: Sequence[int],
+    num_blocks: Sequence[int],
+    num_heads: int,
+) -> list[Float[Array, "B h w F"]]:
+    """The way down: one grid of features per level, finest first; its layers belong to the module that calls.
+
+    Raises:
+      ValueError: sides that do not divide by ``patch * 2^(levels - 1)``.
+    """
+    factor = patch * 2 ** (len(channels) - 1)
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
+    h = Conv(channels[0], name="stem")(_space_to_depth(x, patch))
+    grids = []
+    for level, (width, depth) in enumerate(zip(channels, num_blocks, strict=True)):
+        if level > 0:
+            h = nn.Dense(width, name=f"shrink_{level}")(_space_to_depth(h, 2))
+        for block in range(depth):
+            h = ResidualBlock(width, name=f"down_{level}_{block}")(h, embedding)
+        grids.append(h)
+    if num_heads:
+        grids[-1] = Attention(num_heads, name="attention")(grids[-1])
+    return grids
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,80 @@
+"""The digits' domain: what it pretrains can be used, and its value is about the label that was asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from shrunk import changed
+
+from configs.mnist import get_config
+from experiments import data, weights
+from experiments.domains import images
+from experiments.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A file of 200 digits."""
+    found = data.embedded_mnist()
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    pixels = np.round((found.images[::25, ..., 0] + 1.0) * 127.5).astype(np.uint8)
+    np.savez(path, images=pixels, labels=found.labels[::25])
+    return path
+
+
+@pytest.mark.parametrize("what", ["prior", "reward", "value"])
+def test_what_is_pretrained_serves_a_run(what, digits, tmp_path, capsys):
+    config = changed(
+        get_config("smoke"),
+        data__path=str(digits),
+        eval__batch_size=8,
+        pretrain__what=what,
+        pretrain__paths=16,
+        pretrain__steps=20,
+        pretrain__batch_size=8,
+    )
+    images.pretrain(config, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    assert str(path) in capsys.readouterr().out
+    assert "200 digits from digits.npz" in weights.metadata(path)["trained_on"]
+    config = changed(config, **{f"{what}__weights": str(path)})
+    domain = images.build(config)
+    made = {"prior": domain.prior.params, "value": domain.value.params}.get(what)
+    if what == "reward":
+        made = images.load_classifier(config)[1]
+    shipped = weights.locate(get_config()[what].weights)
+    assert weights.fingerprint(made) == weights.fingerprint(weights.load(path, made))
+    assert weights.fingerprint(made) != weights.fingerprint(weights.load(shipped, made))
+
+
+def test_the_shipped_value_reads_the_labels_classes_of_noisy_digits():
+    """At a noise of a quarter of the signal's variance, most digits are told; half of all are even."""
+    found = data.embedded_mnist()
+    domains = {label: images.build(changed(get_config(), reward__label=label)) for label in ("3", "even")}
+    process = domains["3"].process
+    i = int(np.argmin(np.abs(np.asarray([float(process.time(i)) for i in range(process.num_steps)]) - 450.0)))
+    x0 = jnp.asarray(found.images[::25])
+    x = process.marginal(jax.random.split(jax.random.key(0), len(x0)), x0, i, None)
+    for label, classes in (("3", [3]), ("even", [0, 2, 4, 6, 8])):
+        value = domains[label].value
+        says = np.asarray(value.log_h(value.params, x, process.time(i))) > np.log(0.5)
+        assert np.mean(says == np.isin(found.labels[::25], classes)) > 0.9, label
+
+
+def test_a_value_of_r_does_not_steer_a_power_of_r():
+    with pytest.raises(ConfigError, match="steer.steps must be 0 unless config.objective.beta is 1"):
+        images.build(changed(get_config(), objective__beta=2.0))
+
+
+def test_the_shipped_weights_say_what_they_were_trained_on_and_are_small():
+    config = get_config()
+    for path in (config.prior.weights, config.reward.weights, config.value.weights):
+        assert "60,000 training digits" in weights.metadata(weights.locate(path))["trained_on"]
+        assert weights.locate(path).stat().st_size < 5e6
+
+
+def test_a_weights_file_of_another_network_is_refused(tmp_path):
+    save_file({"other": np.zeros(3, np.float32)}, tmp_path / "value.safetensors")
+    with pytest.raises(weights.WeightsError, match="value.safetensors holds other weights"):
+        images.build(changed(get_config(), value__weights=str(tmp_path / "value.safetensors")))

@@ -41,7 +41,7 @@ def on_policy_config():
     """The default run's, but with Adam, and with every path on-policy and nothing widened."""
     config = get_config()
     config.behaviour.accepted = config.behaviour.widen = 0.0
-    config.train.optimizer = "adam"
+    config.train.optimizer, config.train.learning_rate = "adam", 2e-3
     return config
 
 

@@ -37,6 +37,12 @@ def get_config(variant: str = ""):
         config.train.steps = 4000
     if variant == "figure1":
         config.compare = comparisons()
+        # The paper's optimizer for all methods alike.
+        config.train.optimizer = "adam"
+        config.train.learning_rate = 2e-3
+        config.train.steps = 5000
+        config.behaviour.widen_hold = 300
+        config.behaviour.widen_until = 2000
     if variant == "smoke":
         config.train.steps = 40
         config.checkpoint.every = 20

@@ -63,6 +63,7 @@ def get_config(variant: str = ""):
         config.train.steps = 2000
         config.behaviour.capacity = config.behaviour.warm_accepted = 2_000
         config.behaviour.prior_paths = 64
+        config.checkpoint.every = 250
         config.eval.num_samples = 2_000
     if variant == "value":
         config.pretrain.what = "value"

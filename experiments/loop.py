@@ -66,7 +66,7 @@ class Clock:
 class Trained(NamedTuple):
     """Attributes:
     policy: the posterior.
-    seconds: in the loop and what comes before its first step, over all sittings.
+    seconds: in the loop and what comes before its first step, over all sittings, each up to its last checkpoint.
     earlier: of these, in sittings before this one.
     """
 
@@ -98,12 +98,14 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     if found is None:
         first, earlier = 0, 0.0
         check_nothing_lost(workdir, config.checkpoint.every)
-        if domain.value is not None and config.steer.steps:
+        if domain.value is not None:
             policy = warm_start.run(
-                config, domain, stream(config.seed, "warm start"), workdir / "steer", clock.step_done
+                domain, config.steer, stream(config.seed, "warm start"), workdir / "steer", clock.step_done
             )
             state = train.init_state(state.params | {"policy": policy}, optimizer)
         buffers = source.init(stream(config.seed, "gather"))
+        if domain.value is not None:  # What took long is not done, and its time not forgotten, twice.
+            checkpoints.save(0, {"state": state, "buffers": buffers, "seconds": np.float64(time.monotonic() - started)})
     else:
         first, saved = found
         state, buffers, earlier = saved["state"], saved["buffers"], float(saved["seconds"])

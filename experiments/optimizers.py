@@ -10,11 +10,12 @@ from rtbjax import train
 
 
 def muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Orthogonalised momentum for every kernel, seen as a matrix ``[fan_in, fan_out]``; Adam for the rest."""
+    """Orthogonalised momentum for every kernel, a matrix ``[fan_in, fan_out]``; Nesterov's Adam for the rest."""
 
     def matrices(params: PyTree) -> PyTree:
         def numbers(leaf):
-            return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if leaf.ndim >= 2 else None
+            is_matrix = leaf.ndim >= 2 and min(leaf.shape[-1], leaf.size // leaf.shape[-1]) > 1
+            return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if is_matrix else None
 
         return jax.tree.map(numbers, params)
 

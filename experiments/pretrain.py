@@ -1,4 +1,4 @@
-"""One loop for everything that is trained by a plain mean loss: priors, classifiers."""
+"""One loop for everything that is trained by a plain mean loss: priors, classifiers, values, the warm start."""
 
 from collections.abc import Callable
 from functools import partial
@@ -87,7 +87,7 @@ def fit(
                 if not finite((carry[0], values)):
                     raise Diverged(
                         f"Training the {label} went beyond finite numbers before step {done}: choose a smaller "
-                        "learning_rate for it."
+                        "learning_rate in its section of the config, in another --workdir."
                     )
                 checkpoints.save(done, {"carry": carry})
                 saved = done

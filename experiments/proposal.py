@@ -46,7 +46,7 @@ def check(config: ConfigDict, domain: Domain) -> None:
     """Checks the behaviours against the domain.
 
     Raises:
-      ConfigError: accepted paths of a reward without a declared bound, or none for a posterior that starts from them.
+      ConfigError: accepted paths of a reward without a declared bound.
     """
     paths = settings.path_counts(config)
     uses_accepted = paths["accepted"] or paths["noised"]

@@ -15,31 +15,31 @@ from ml_collections import ConfigDict
 
 from experiments.domains.base import Domain
 from experiments.pretrain import fit
-from rtbjax import Policy, Trajectory, losses, rollout
+from rtbjax import LearnedStd, Policy, Trajectory, losses, rollout
 
 
 def run(
-    config: ConfigDict, domain: Domain, key: Array, workdir: Path, on_step: Callable[[PyTree], None] = lambda _: None
+    domain: Domain, settings: ConfigDict, key: Array, workdir: Path, on_step: Callable[[PyTree], None] = lambda _: None
 ) -> PyTree:
     """The parameters of the steered posterior; resumes from what ``workdir`` holds. ``on_step`` gets every state."""
     assert domain.value is not None
     prior, posterior = domain.prior, domain.posterior
-    shape = (config.steer.batch_size, *domain.event_shape)
+    shape = (settings.batch_size, *domain.event_shape)
 
     def loss(params, key, frozen):
         prior_params, value_params = frozen
         current = posterior.replace(params=jax.lax.stop_gradient(params))
         paths = rollout(key, domain.process, prior.replace(params=prior_params), current, shape=shape)
-        targets = jax.lax.stop_gradient(value_gradients(config, domain, value_params, paths.xs))
+        targets = jax.lax.stop_gradient(value_gradients(domain, value_params, paths.xs))
         return jnp.mean(steering(domain, posterior.replace(params=params), paths, targets))
 
     frozen = (prior.params, domain.value.params)
-    settings = dict(key=key, workdir=workdir, label="steering", steps_per_call=1, on_call=on_step)
-    return fit(loss, posterior.params, frozen, config.steer, **settings)
+    arguments = dict(key=key, workdir=workdir, label="warm start", steps_per_call=1, on_call=on_step)
+    return fit(loss, posterior.params, frozen, settings, **arguments)
 
 
-def value_gradients(config: ConfigDict, domain: Domain, params: PyTree, xs: Array) -> Float[Array, "T B *E"]:
-    """Gradient of log h at ``xs[1:]``; at the data it is that of ``beta log r``."""
+def value_gradients(domain: Domain, params: PyTree, xs: Array) -> Float[Array, "T B *E"]:
+    """Gradient of log h at ``xs[1:]``; at the data log h is log r."""
     assert domain.value is not None
     process, log_h = domain.process, domain.value.log_h
 
@@ -47,7 +47,7 @@ def value_gradients(config: ConfigDict, domain: Domain, params: PyTree, xs: Arra
         return None, jax.grad(lambda x: jnp.sum(log_h(params, x, process.time(i))))(xs[i])
 
     _, before = jax.lax.scan(one, None, jnp.arange(1, process.num_steps))
-    at_data = jax.grad(lambda x: config.objective.beta * jnp.sum(domain.log_reward(x, None)))(xs[-1])
+    at_data = jax.grad(lambda x: jnp.sum(domain.log_reward(x, None)))(xs[-1])
     return jnp.concatenate([before, at_data[None]])
 
 
@@ -59,6 +59,8 @@ def steering(domain: Domain, policy: Policy, paths: Trajectory, targets: Array) 
     def one(total, i):
         x = paths.xs[i]
         steered = policy(x, process.time(i), None, jax.tree.map(lambda f: f[i], paths.features))
-        return total + losses.steering(steered.score, targets[i], process.reverse(steered.output, x, i).std), None
+        # The prior's own std: of a posterior that learns its variances only the mean is steered here.
+        output = steered.output.value if isinstance(steered.output, LearnedStd) else steered.output
+        return total + losses.steering(steered.score, targets[i], process.reverse(output, x, i).std), None
 
     return jax.lax.scan(one, jnp.zeros(paths.xs.shape[1]), jnp.arange(process.num_steps))[0]

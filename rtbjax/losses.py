@@ -1,10 +1,9 @@
 """Losses over paths: arrays in, one number per path out. None of them sees a network.
 
-``log_ratio`` is ``sum_i [log p_prior - log p_post]`` of each path, ``f32[B]``; its gradient is minus that of the
-posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it cheap). Arrays of different shapes raise.
-
-``beta`` is the exponent of r in all of them. Means over the batch are means over all shards where ``axis_name``, the
-mesh axis it is split over under ``shard_map``, is given.
+All but `steering`, which is about one step, take ``log_ratio``: ``sum_i [log p_prior - log p_post]`` of each path,
+``f32[B]``, whose gradient is minus that of the posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it
+cheap). In them ``beta`` is the exponent of r, and means over the batch are means over all shards where ``axis_name``,
+the mesh axis it is split over under ``shard_map``, is given. Arrays of different shapes raise.
 """
 
 import chex
@@ -119,5 +118,7 @@ def steering(score: Array, gradient: Array, std: Float[Array, ""]) -> Float[Arra
       gradient: of log h at the next state, ``[B, E*]``.
       std: of the step.
     """
+    chex.assert_equal_shape([score, gradient])
+    chex.assert_rank(std, 0)
     distance = jnp.sum((score - gradient) ** 2, axis=tuple(range(1, score.ndim)))
     return 0.5 * std**2 * distance

@@ -58,7 +58,7 @@ def respace(
         (always begins at the last training timestep), or ``log_snr`` (begins there too; the other timesteps are at
         quantiles of a logistic law of ``log(alpha_bar / (1 - alpha_bar))``: most steps where an image takes shape).
       steps_offset: added to every ``leading`` timestep.
-      log_snr: centre and scale of that law.
+      log_snr: centre and scale of that law; the default is where small images take shape.
       final_alpha_bar: the signal fraction that counts as data.
 
     Raises:
@@ -82,10 +82,18 @@ def respace(
         quantile = (np.arange(num_steps - 1) + 0.5) / max(num_steps - 1, 1)
         wanted = centre + scale * (np.log(quantile) - np.log1p(-quantile))
         levels = np.log(alpha_bar) - np.log1p(-alpha_bar)
+        if np.any(wanted < levels[-1]) or np.any(wanted > levels[0]):
+            raise ValueError(
+                f"log_snr {log_snr} with {num_steps} steps reaches from {wanted[0]:.2f} to {wanted[-1]:.2f}; "
+                f"the schedule from {levels[-1]:.2f} to {levels[0]:.2f}."
+            )
         nearest = np.abs(levels[None] - wanted[:, None]).argmin(axis=1)
         timesteps = np.concatenate([[num_train_steps - 1], nearest])
         if np.any(np.diff(timesteps) >= 0):
-            raise ValueError(f"{num_steps} steps by log_snr {log_snr} are more than the schedule can tell apart.")
+            raise ValueError(
+                f"{num_steps} steps by log_snr {log_snr} are more than the schedule can tell apart: take fewer, or a "
+                "larger scale."
+            )
     else:
         raise ValueError(f"spacing must be 'leading', 'trailing' or 'log_snr', got {spacing!r}.")
     return Respaced(timesteps, np.append(alpha_bar[timesteps], final_alpha_bar))

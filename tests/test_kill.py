@@ -13,6 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 ARGUMENTS = (
     "--config=configs/mnist.py:smoke",
+    "--config.steer.steps=6",
+    "--config.steer.checkpoint_every=2",
     "--config.eval.exact_samples=16",
     "--config.eval.num_samples=64",
     "--config.eval.batch_size=64",
@@ -42,8 +44,8 @@ def test_sittings_that_ended_by_sigkill_are_one_run_bit_for_bit(tmp_path):
     assert start(tmp_path, "whole").wait() == 0
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     log = cut / "metrics.jsonl"
-    # During the warm start, between its two regressions ...
-    kill_once(start(tmp_path, "cut"), lambda: any((cut / "value" / "checkpoints").glob("[0-9]*")))
+    # During the warm start, ...
+    kill_once(start(tmp_path, "cut"), lambda: (cut / "steer" / "checkpoints" / "2").exists())
     assert not log.exists()
     # ... then between the checkpoints of the main loop, which are three steps apart, ...
     kill_once(start(tmp_path, "cut"), lambda: log.exists() and len(log.read_text().splitlines()) >= 4)

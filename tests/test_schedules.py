@@ -122,5 +122,7 @@ def test_log_snr_spacing_follows_a_logistic_law_and_begins_at_the_last_timestep(
 
 
 def test_more_log_snr_steps_than_timesteps_is_an_error():
-    with pytest.raises(ValueError, match=r"9 steps by log_snr \(-1.4, 1.1\) are more than the schedule can tell apart"):
+    with pytest.raises(ValueError, match=r"9 steps by log_snr \(-1.4, 0.1\) are more than the schedule can tell apart"):
+        schedules.respace(ALPHA_BAR, 9, "log_snr", log_snr=(-1.4, 0.1))
+    with pytest.raises(ValueError, match=r"reaches from -4.38 to 1.58; the schedule from -2.94 to 2.20"):
         schedules.respace(ALPHA_BAR, 9, "log_snr")

@@ -47,14 +47,14 @@ def domain():
 
 
 def settings():
-    config = get_config()
-    config.steer.steps, config.steer.batch_size = 600, 256
-    return config
+    settings = get_config().steer
+    settings.steps, settings.batch_size = 600, 256
+    return settings
 
 
 def test_targets_are_gradients_at_the_next_states_and_of_the_reward_at_the_data(key):
     xs = jax.random.normal(key, (CHAIN.num_steps + 1, 5, 1))
-    found = warm_start.value_gradients(settings(), domain(), {}, xs)
+    found = warm_start.value_gradients(domain(), {}, xs)
     slope, curve = np.asarray(CHAIN.following).T[:, :, None, None]
     np.testing.assert_allclose(found, slope - curve * np.asarray(xs[1:]), rtol=1e-4, atol=1e-5)
 
@@ -71,7 +71,7 @@ def test_the_warm_start_reaches_the_floor_of_fixed_variances(tmp_path):
 
     shrink = np.exp(2.0 * np.asarray(CHAIN.log_stds, np.float64))
     floor = 0.5 * np.sum(1.0 / shrink - 1.0 + np.log(shrink))
-    params = warm_start.run(settings(), here, jax.random.key(2), tmp_path)
+    params = warm_start.run(here, settings(), jax.random.key(2), tmp_path)
     before, after = float(path_kl(here.posterior.params)), float(path_kl(params))
     assert before > 10 * floor, (before, floor)
     assert abs(after - floor) < 0.02, (after, floor)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments import weights
 from experiments.domains.base import Domain
+from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
 from experiments.settings import one_of
@@ -75,6 +76,8 @@ def build(config: ConfigDict) -> Domain:
       WeightsError: the prior's weights cannot be read.
     """
     one_of(config, "posterior.kind", ("full", "classifier_guidance"))
+    if config.steer.steps:
+        raise ConfigError("config.steer.steps must be 0: this domain has no value to start from.")
     net = network(config.prior.width)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     params = weights.load(weights.locate(config.prior.weights), _abstract_params(net))

@@ -91,7 +91,8 @@ def build(config: ConfigDict) -> Domain:
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
     one_of(config, "posterior.kind", ("full", "lora", "correction", "steered"))
-    if config.steer.steps and config.objective.beta != 1.0:
+    steers = config.posterior.kind == "steered" and config.steer.steps > 0
+    if steers and config.objective.beta != 1.0:
         raise ConfigError(
             "config.steer.steps must be 0 unless config.objective.beta is 1: the value is that of r itself."
         )
@@ -110,7 +111,7 @@ def build(config: ConfigDict) -> Domain:
         learner = correction(key, config, process, log_reward)
     else:
         learner = steered(key, config, process)
-        value = make_value(config) if config.steer.steps else None
+        value = make_value(config) if steers else None
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
@@ -223,7 +224,7 @@ def classifier_loss(net: Classifier, batch: int, max_noise: float = 0.2):
 def value_loss(net: NoisyClassifier, process: Process, batch: int):
     """Cross-entropy of noised images against the classifier on clean ones, least at ``E[p(class | x_0) | x]``.
 
-    Half of a batch are the prior's own samples, half are digits, of which there are more.
+    Half of a batch are the prior's own samples, half are digits, however many there are of each.
     """
 
     def loss(params, key, data):
@@ -255,10 +256,11 @@ def value_data(config: ConfigDict, images, key):
         pairs = [(np.asarray(x, np.float16), np.asarray(probabilities(x), np.float16)) for x in batches]
         return tuple(jnp.concatenate(column) for column in zip(*pairs, strict=True))
 
+    roll_key, noise_key = jax.random.split(key)
     starts = tqdm(range(0, config.pretrain.paths, batch), desc="prior samples", unit="batch")
-    samples = labelled(roll(jax.random.fold_in(key, first), prior).xs[-1] for first in starts)
-    noise = config.process.min_std * jax.random.normal(key, images.shape)
-    digits = labelled((images + noise)[first : first + batch] for first in range(0, len(images), batch))
+    samples = labelled(roll(jax.random.fold_in(roll_key, first), prior).xs[-1] for first in starts)
+    noisy = images + config.process.min_std * jax.random.normal(noise_key, images.shape)
+    digits = labelled(noisy[first : first + batch] for first in range(0, len(images), batch))
     return samples, digits
 
 
@@ -266,6 +268,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     """Trains the prior, or by ``pretrain.what`` the classifier or the value, and writes weights to the workdir."""
     one_of(config, "pretrain.what", ("prior", "reward", "value"))
     settings = config.pretrain
+    if settings.what == "value" and (settings.paths < 1 or settings.batch_size < 2):
+        raise ConfigError("config.pretrain.paths must be at least 1 and config.pretrain.batch_size at least 2.")
     found = data.mnist(config.data.path)
     images, labels = jnp.asarray(found.images), jnp.asarray(found.labels)
     init_key, data_key, fit_key = jax.random.split(stream(config.seed, "pretrain"), 3)

@@ -1,5 +1,7 @@
 """The digits' domain: what it pretrains can be used, and its value is about the label that was asked for."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ def test_what_is_pretrained_serves_a_run(what, digits, tmp_path, capsys):
 
 
 def test_the_shipped_value_reads_the_labels_classes_of_noisy_digits():
-    """At a noise of a quarter of the signal's variance, most digits are told; half of all are even."""
+    """At a noise of three quarters of the signal's variance most digits are told."""
     found = data.embedded_mnist()
     domains = {label: images.build(changed(get_config(), reward__label=label)) for label in ("3", "even")}
     process = domains["3"].process
@@ -70,7 +72,7 @@ def test_a_value_of_r_does_not_steer_a_power_of_r():
 def test_the_shipped_weights_say_what_they_were_trained_on_and_are_small():
     config = get_config()
     for path in (config.prior.weights, config.reward.weights, config.value.weights):
-        assert "60,000 training digits" in weights.metadata(weights.locate(path))["trained_on"]
+        assert re.search(r"60,?000 .*digits", weights.metadata(weights.locate(path))["trained_on"])
         assert weights.locate(path).stat().st_size < 5e6
 
 

@@ -140,6 +140,9 @@ def test_a_noisy_classifier_starts_undecided_on_the_layers_of_a_denoiser(key):
     assert set(fresh) - set(denoiser) == {"norm_out", "squeeze", "hidden", "film", "classes"}
     for name, layer in params.items():
         jax.tree.map(np.testing.assert_array_equal, layer, denoiser.get(name, fresh[name]))
+    wider = UNet(**sizes | {"channels": (4, 16)}).init(jax.random.key(1), x, t)["params"]
+    with pytest.raises(ValueError, match="of the denoiser has other sizes"):
+        from_denoiser(fresh, wider)
     apply = jax.jit(lambda params, x, t: net.apply({"params": params}, x, t))
     np.testing.assert_allclose(apply(params, x, t), np.log(0.2), rtol=1e-5)
     moved = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(key, p.shape), params)

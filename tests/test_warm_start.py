@@ -75,3 +75,22 @@ def test_the_warm_start_reaches_the_floor_of_fixed_variances(tmp_path):
     before, after = float(path_kl(here.posterior.params)), float(path_kl(params))
     assert before > 10 * floor, (before, floor)
     assert abs(after - floor) < 0.02, (after, floor)
+
+
+def test_learned_variances_are_left_alone(key):
+    """A step's std is no part of the regression, which a smaller one would only seem to serve."""
+    here = domain()
+    policy = posterior.learned_std(
+        here.posterior, {"s": jnp.float32(0.3)}, lambda params, x, t, cond: params["s"].reshape(1, 1)
+    )
+    paths = rollout(key, CHAIN.process, CHAIN.prior, policy, shape=(5, 1))
+    targets = warm_start.value_gradients(here, {}, paths.xs)
+
+    def loss(params):
+        per_path = warm_start.steering(here, policy.replace(params=params), paths, targets)
+        assert per_path.shape == (5,)
+        return jnp.sum(per_path)
+
+    gradient = jax.grad(loss)(policy.params)
+    assert float(gradient["log_std"]["s"]) == 0.0
+    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient["base"])) > 0.0

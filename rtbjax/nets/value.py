@@ -45,5 +45,13 @@ class NoisyClassifier(nn.Module):
 
 
 def from_denoiser(params: dict, denoiser: dict) -> dict:
-    """``params`` of a `NoisyClassifier` with every layer that a U-Net of the same sizes shares taken from it."""
-    return {name: denoiser.get(name, layer) for name, layer in params.items()}
+    """``params`` of a `NoisyClassifier` with every layer that a U-Net of the same sizes shares taken from it.
+
+    Raises:
+      ValueError: a shared layer has other sizes in the U-Net.
+    """
+    taken = {name: denoiser.get(name, layer) for name, layer in params.items()}
+    for name, layer in params.items():
+        if jax.tree.map(jnp.shape, layer) != jax.tree.map(jnp.shape, taken[name]):
+            raise ValueError(f"Layer {name!r} of the denoiser has other sizes than the noisy classifier's.")
+    return taken

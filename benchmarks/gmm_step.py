@@ -208,7 +208,6 @@ def main() -> None:
         "seconds": {name: dict(zip(("median", "q25", "q75"), t, strict=True)) for name, t in times.items()},
         "bytes": {str(n): {"temporary": t, "arguments": a} for n, (t, a) in memory.items()},
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out, result)
     print(f"\n{arguments.out}")
 

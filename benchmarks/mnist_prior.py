@@ -21,14 +21,11 @@ import numpy as np
 from configs.mnist import get_config
 from experiments import data
 from experiments.domains import images
+from experiments.domains.images import in_batches
 from experiments.records import write_json
 from experiments.streams import stream
 from rtbjax.metrics.distances import frechet
 from rtbjax.train import make_rollout
-
-
-def in_batches(fn, x, size=500):
-    return np.concatenate([np.asarray(fn(x[i : i + size])) for i in range(0, len(x), size)])
 
 
 def prior_samples(config, count, batch=500):
@@ -52,7 +49,7 @@ def main():
     parser.add_argument("--samples", type=int, default=2000, help="of the prior, and of the test digits compared")
     parser.add_argument("--out", default="runs/mnist_prior.json")
     arguments = parser.parse_args()
-    train, test = data.from_npz(Path(arguments.train)), data.from_npz(Path(arguments.test))
+    train, test = data.mnist(arguments.train), data.mnist(arguments.test)
     config, count = get_config(), arguments.samples
     config.steer.steps = 0  # The posterior is not asked for.
     net, params = images.load_classifier(config)
@@ -86,9 +83,7 @@ def main():
     }
     for name, value in result.items():
         print(f"{name}: {value}")
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, result)
+    write_json(Path(arguments.out), result)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, 
     for one in variations(config).values():
         settings.check(one)
     if mode == "evaluate":
-        records.confirm(workdir, config.to_dict(), ignore=("eval", "log"))
+        records.confirm(workdir, config.to_dict(), ignore=records.EVALUATION)
         return compare(config, workdir, execute, mode)
     with records.claimed(workdir, config.to_dict()):
         return compare(config, workdir, execute, mode)

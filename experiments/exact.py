@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from experiments import weights
-from experiments.domains.base import Domain
+from experiments.domains.base import Domain, rewarded
 from experiments.errors import UserError
 from experiments.files import replacing
 from experiments.streams import stream
-from rtbjax import behaviour, rewards
+from rtbjax import behaviour
 from rtbjax.certificate import Estimate, from_prior
 from rtbjax.train import make_rollout
 
@@ -84,14 +84,14 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     with tqdm(total=count, desc="exact posterior by rejection", unit="sample") as bar:
         for batch in range(10_000):
             roll, accept = jax.random.split(jax.random.fold_in(key, batch))
-            x = run(roll, domain.prior).xs[-1]
-            log_r = rewards.evaluate(domain.log_reward, x, log_bound=domain.log_bound)
+            trajectory = rewarded(domain, run(roll, domain.prior))
+            log_r = np.asarray(trajectory.log_reward)
             log_rewards.append(log_r)
             if domain.log_bound is None:
                 new = settings.batch_size
             else:
                 keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
-                kept.append(np.asarray(x)[keep])
+                kept.append(np.asarray(trajectory.xs[-1])[keep])
                 new = len(kept[-1])
             bar.update(min(new, count - have))
             have += new

@@ -30,22 +30,17 @@ def adam(learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0) -> op
 RULES = {"adam": adam, "muon": muon}
 
 
-def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Linear warm-up, then cosine to 0."""
-    settings = config.train
-    return optax.warmup_cosine_decay_schedule(
-        0.0 if settings.warmup_steps else settings.learning_rate,
-        settings.learning_rate,
-        settings.warmup_steps,
-        max(settings.steps, settings.warmup_steps + 1),
-    )
+def learning_rate(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
+    """Linear warm-up to ``peak``, then cosine to 0."""
+    first = 0.0 if warmup_steps else peak
+    return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, max(steps, warmup_steps + 1))
 
 
 def make(config: ConfigDict) -> optax.GradientTransformation:
     """Of a config's ``train``."""
     settings = config.train
     return train.optimizer(
-        learning_rate(config),
+        learning_rate(settings.learning_rate, settings.warmup_steps, settings.steps),
         settings.log_z_learning_rate,
         clip_norm=settings.clip_norm,
         rule=RULES[settings.optimizer],

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from experiments.checkpoint import Checkpoints
 from experiments.finite import Diverged, finite
-from experiments.optimizers import RULES
+from experiments.optimizers import RULES, learning_rate
 
 
 def fit(
@@ -48,8 +48,7 @@ def fit(
     Raises:
       Diverged: loss or parameters are no longer finite; such a state is not saved.
     """
-    warmup = max(1, settings.steps // 20)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, max(settings.steps, warmup + 1))
+    schedule = learning_rate(settings.learning_rate, max(1, settings.steps // 20), settings.steps)
     rule = RULES[settings.optimizer](schedule, weight_decay=settings.weight_decay)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), rule)
 

@@ -13,6 +13,8 @@ import numpy as np
 from experiments.errors import UserError
 from experiments.files import replacing
 
+EVALUATION = ("eval", "log")  # Sections that may differ where a run is only evaluated anew.
+
 
 class WorkdirError(UserError):
     """A workdir that cannot be used."""

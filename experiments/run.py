@@ -36,7 +36,6 @@ USER_ERRORS = (UserError, RewardError)
 # How the types of fields are called in a message, by what their parsers say of a value of another type.
 KINDS = {"for int()": "a whole number", "to float": "a number", "Non-boolean": "true or false"}
 # Evaluating anew may ask for other samples than the run did.
-EVALUATION = ("eval", "log")
 
 
 def given_config() -> str:
@@ -114,7 +113,7 @@ def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finis
 
 def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finished:
     """Evaluates what a run left behind; the times it took are carried over."""
-    records.confirm(workdir, config.to_dict(), ignore=EVALUATION)
+    records.confirm(workdir, config.to_dict(), ignore=records.EVALUATION)
     loop.final_params(workdir)
     domain, mesh = prepare(config)
     before = records.read_summary(workdir) or {}

@@ -5,6 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.gmm import get_config
+from experiments.domains.base import Domain
+from rtbjax import Policy
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:
@@ -34,4 +36,22 @@ def gmm(folder: Path) -> ConfigDict:
         eval__batch_size=64,
         eval__exact_samples=16,
         eval__exact_cache=str(folder / "exact"),
+    )
+
+
+def bare_domain(chain, posterior: Policy, event_shape: tuple[int, ...], **fields) -> Domain:
+    """A chain of `oracles` as a domain that measures and plots nothing."""
+    return Domain(
+        name="oracle",
+        data_source="none",
+        process=chain.process,
+        event_shape=event_shape,
+        prior=chain.prior,
+        posterior=posterior,
+        log_reward=lambda x, cond: chain.log_reward(x),
+        log_bound=None,
+        fingerprint="",
+        evaluate=lambda samples: {},
+        plot=lambda path, panels: None,
+        **fields,
     )

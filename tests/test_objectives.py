@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import LinearGaussian
+from shrunk import bare_domain
 
 from configs.base import base
 from experiments import objectives
-from experiments.domains.base import Domain
 from rtbjax.posterior import steered
 from rtbjax.sharding import data_mesh
 from rtbjax.train import init_state, make_update, optimizer
@@ -21,19 +21,7 @@ POSTERIOR = Policy({"shift": jax.random.normal(jax.random.key(1), (4, 2))}, CHAI
 
 
 def domain(posterior=POSTERIOR):
-    return Domain(
-        name="linear",
-        data_source="none",
-        process=CHAIN.process,
-        event_shape=(2,),
-        prior=CHAIN.prior,
-        posterior=posterior,
-        log_reward=lambda x, cond: CHAIN.log_reward(x),
-        log_bound=None,
-        fingerprint="",
-        evaluate=lambda samples: {},
-        plot=lambda path, panels: None,
-    )
+    return bare_domain(CHAIN, posterior, (2,))
 
 
 def settings(loss):

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from oracles import QuadraticGaussian
+from shrunk import bare_domain
 
 from configs.gmm import get_config
 from experiments import warm_start
-from experiments.domains.base import Domain, Value
+from experiments.domains.base import Value
 from rtbjax import posterior, rollout
 
 CHAIN = QuadraticGaussian(diffusion=1.0)
@@ -30,20 +31,8 @@ def exact_log_h(params, x, t):
 def domain():
     score = Score()
     params = score.init(jax.random.key(0), jnp.zeros((1, 1)), jnp.float32(0))
-    return Domain(
-        name="quadratic",
-        data_source="none",
-        process=CHAIN.process,
-        event_shape=(1,),
-        prior=CHAIN.prior,
-        posterior=posterior.steered(params, lambda params, x, t, cond, seen: score.apply(params, x, t)),
-        log_reward=lambda x, cond: CHAIN.log_reward(x),
-        log_bound=None,
-        fingerprint="",
-        evaluate=lambda samples: {},
-        plot=lambda path, panels: None,
-        value=Value({}, exact_log_h),
-    )
+    steered = posterior.steered(params, lambda params, x, t, cond, seen: score.apply(params, x, t))
+    return bare_domain(CHAIN, steered, (1,), value=Value({}, exact_log_h))
 
 
 def settings():

@@ -296,14 +296,15 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     print(f"{path}: use it by --config.{settings.what}.weights={path}")
 
 
+def in_batches(fn, x, size=1000):
+    return np.concatenate([np.asarray(fn(x[i : i + size])) for i in range(0, len(x), size)])
+
+
 def make_evaluate(net, params, log_reward, label):
     features = jax.jit(lambda x: net.apply({"params": params}, x, method="features"))
     log_r = jax.jit(log_reward)
     predict = jax.jit(lambda x: jnp.argmax(net.apply({"params": params}, x), axis=-1))
     chosen = classes(label)
-
-    def in_batches(fn, x, size=1000):
-        return np.concatenate([np.asarray(fn(x[i : i + size])) for i in range(0, len(x), size)])
 
     def evaluate(samples):
         """Each set against the exact one, in the classifier's features."""

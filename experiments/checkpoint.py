@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
 from experiments.errors import UserError
@@ -31,8 +33,9 @@ class Checkpoints:
     def restore(self, like: PyTree) -> tuple[int, Any] | None:
         """The newest readable checkpoint as ``(step, tree)``, or None if there is none at all.
 
-        The tree is on the host: arrays that orbax restores are committed to one device, and a mesh of several would
-        refuse them. Newer checkpoints that could not be read are deleted, for their steps will be saved again.
+        What lies on a mesh in ``like`` is put there, part by part. The rest is on the host: orbax would commit it to
+        one device, and a mesh of several would refuse it. Newer checkpoints that could not be read are deleted, for
+        their steps will be saved again.
 
         Raises:
           CheckpointError: there are checkpoints, and not one of them can be read.
@@ -47,7 +50,7 @@ class Checkpoints:
                 continue
             for unreadable in steps[:position]:
                 self._manager.delete(unreadable)
-            return step, jax.device_get(tree)
+            return step, jax.tree.map(lambda x, there: x if _on_mesh(there) else np.asarray(x), tree, like)
         if steps:
             raise CheckpointError(
                 f"None of the checkpoints {steps} in {self._directory} can be read; move that folder away to start "
@@ -61,6 +64,10 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _on_mesh(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
 
 
 def _first_line(error: Exception) -> str:

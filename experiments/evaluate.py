@@ -59,8 +59,8 @@ def exact_gap(
     keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
     if not keep.any():
         return None
-    rescore = jax.jit(lambda policy, xs: score(domain.process, domain.prior, xs, None, policy).log_ratio)
-    return np.asarray(rescore(posterior, trajectory.xs[:, keep])).sum(axis=0) + beta * log_r[keep]
+    rescore = jax.jit(lambda prior, policy, xs: score(domain.process, prior, xs, None, policy).log_ratio)
+    return np.asarray(rescore(domain.prior, posterior, trajectory.xs[:, keep])).sum(axis=0) + beta * log_r[keep]
 
 
 def start_excess(key: jax.Array, domain: Domain, count: int, beta: float, mesh: Mesh) -> tuple[float, float]:

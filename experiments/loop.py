@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
@@ -89,7 +89,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     optimizer = optimizers.make(config)
     update = train.make_update(objectives.make(config, domain), optimizer, mesh)
     source = Proposal(config, domain, mesh)
-    state = train.init_state(objectives.initial_params(config, domain), optimizer)
+    state = train.init_state(objectives.initial_params(config, domain), optimizer, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     started = time.monotonic()
 
@@ -102,7 +102,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             policy = warm_start.run(
                 domain, config.steer, stream(config.seed, "warm start"), workdir / "steer", clock.step_done
             )
-            state = train.init_state(state.params | {"policy": policy}, optimizer)
+            state = train.init_state(state.params | {"policy": policy}, optimizer, mesh)
         buffers = source.init(stream(config.seed, "gather"))
         if domain.value is not None:  # What took long is not done, and its time not forgotten, twice.
             checkpoints.save(0, {"state": state, "buffers": buffers, "seconds": np.float64(time.monotonic() - started)})
@@ -110,8 +110,6 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
         first, saved = found
         state, buffers, earlier = saved["state"], saved["buffers"], float(saved["seconds"])
         print(f"Resuming {workdir} at step {first} of {steps}.")
-    # Everywhere from the start, so that every step, the first of a sitting too, is one and the same program.
-    state, buffers = jax.device_put((state, buffers), NamedSharding(mesh, PartitionSpec()))
 
     def spent() -> float:
         return earlier + time.monotonic() - started

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
@@ -16,7 +16,7 @@ from experiments.accepted import Accepted
 from experiments.domains.base import Domain, rewarded
 from experiments.errors import ConfigError, UserError
 from rtbjax import Policy, Trajectory, behaviour, replay, rescore
-from rtbjax.sharding import DATA_AXIS
+from rtbjax.sharding import batch_devices
 from rtbjax.train import make_rollout
 
 MIN_PRIOR_PATHS = 256  # Per rollout while gathering accepted paths before the first step.
@@ -64,37 +64,40 @@ class Proposal:
         self._paths = settings.path_counts(config)
         self._width = widening(config)
         uses_accepted = self._paths["accepted"] or self._paths["noised"]
-        self._accepted = Accepted(config, domain) if uses_accepted else None
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._accepted = Accepted(config, domain, self._everywhere) if uses_accepted else None
 
         def roller(size: int) -> Callable[..., Trajectory]:
             return make_rollout(domain.process, (size, *domain.event_shape), mesh)
 
         self._roll = {name: roller(self._paths[name]) for name in ("on_policy", "prior") if self._paths[name]}
         self._roll_fresh = roller(self._settings.prior_paths) if self._settings.prior_paths else None
-        devices = mesh.shape[DATA_AXIS]
+        devices = batch_devices(mesh)
         # Nobody asked for this number, so it gives way to the devices.
         self._gather_size = -(-max(self._settings.prior_paths, MIN_PRIOR_PATHS) // devices) * devices
         self._roll_gather = roller(self._gather_size)
         self._rescored = jax.jit(lambda params, paths: rescore(domain.process, self._current(params), paths))
+        # The prior is an argument: closed over, it would be a constant, and whole on every device.
         self._renoised = jax.jit(
-            lambda key, params, x0, log_reward: behaviour.renoise(
-                key, domain.process, domain.prior, self._current(params), x0, log_reward
+            lambda key, prior, params, x0, log_reward: behaviour.renoise(
+                key, domain.process, prior, self._current(params), x0, log_reward
             )
         )
-        self._remember = jax.jit(self._add_visited, donate_argnums=0)
+        self._remember = jax.jit(self._add_visited, donate_argnums=0, out_shardings=self._everywhere)
         self._mix = jax.jit(behaviour.mix)
 
     def _current(self, params: Any) -> Policy:
         return self._domain.posterior.replace(params=params)
 
     def blank(self) -> Buffers:
-        """Empty buffers."""
+        """Empty buffers, whole on every device from the start, so that every step is one and the same program."""
         number = jax.ShapeDtypeStruct((), jnp.float32)
         end = {"x0": jax.ShapeDtypeStruct(self._domain.event_shape, jnp.float32), "log_reward": number}
-        return Buffers(
+        buffers = Buffers(
             accepted=self._accepted and self._accepted.blank(),
             visited=replay.init(end, self._settings.capacity) if self._paths["replay"] else None,
         )
+        return jax.device_put(buffers, self._everywhere)
 
     def init(self, key: Array) -> Buffers:
         """Gathers what must be there before the first step.
@@ -151,10 +154,10 @@ class Proposal:
             )
         if self._paths["noised"]:
             ends = replay.sample(keys["pick"], accepted, self._paths["noised"])
-            parts.append(self._renoised(keys["noised"], params, ends["xs"][:, -1], ends["log_reward"]))
+            parts.append(self._renoised(keys["noised"], prior, params, ends["xs"][:, -1], ends["log_reward"]))
         if self._paths["replay"]:
             ends = replay.sample(keys["visit"], visited, self._paths["replay"], self._settings.replay_temperature)
-            parts.append(self._renoised(keys["replay"], params, ends["x0"], ends["log_reward"]))
+            parts.append(self._renoised(keys["replay"], prior, params, ends["x0"], ends["log_reward"]))
         return parts[0] if len(parts) == 1 else self._mix(*parts), Buffers(accepted, visited)
 
     def _add_visited(self, buffer: replay.Buffer, trajectory: Trajectory) -> replay.Buffer:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from experiments import compare, evaluate, exact, loop, proposal, records, settings
-from experiments.domains.base import Domain
+from experiments.domains.base import Domain, on_mesh, placed
 from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
 from rtbjax.sharding import data_mesh
@@ -79,11 +79,11 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
     with checking():
         if jax.process_count() > 1:
             raise ConfigError("Runs over several processes are not supported yet: start one process.")
-        mesh = data_mesh(config.devices or None)
+        mesh = data_mesh(config.devices or None, config.fsdp)
         settings.check_devices(config, mesh.size)
         domain = domain_module(config).build(config)
         proposal.check(config, domain)
-    return domain, mesh
+    return placed(domain, mesh), mesh
 
 
 def execute(
@@ -117,7 +117,7 @@ def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compa
     loop.final_params(workdir)
     domain, mesh = prepare(config)
     before = records.read_summary(workdir) or {}
-    policy = loop.restore(config, domain, workdir)
+    policy = on_mesh(loop.restore(config, domain, workdir), mesh)
     known = exact.posterior(config, domain, mesh)
     result = evaluate.evaluate(config, domain, policy, known, workdir, mesh)
     seconds = before.get("seconds") or clock.summary(None)

@@ -36,6 +36,7 @@ _AT_LEAST = {
         "devices",
     ),
     1: (
+        "fsdp",
         "train.batch_size",
         "objective.chunk",
         "checkpoint.every",

@@ -2,12 +2,14 @@
 
 import jax
 import numpy as np
+import pytest
 from shrunk import changed, gmm
 
 from experiments import objectives, optimizers, settings
 from experiments.domains import gmm as gmm_domain
+from experiments.domains.base import placed
 from experiments.proposal import Proposal
-from rtbjax.sharding import data_mesh
+from rtbjax.sharding import MIN_SPLIT, data_mesh
 from rtbjax.train import init_state, make_update
 
 STEPS = 2  # The second draws from what the first has put into the buffers.
@@ -34,10 +36,10 @@ def everything(folder):
 
 def steps(config, mesh):
     """Batches, buffers, parameters and infos of the first steps."""
-    domain = gmm_domain.build(config)
+    domain = placed(gmm_domain.build(config), mesh)
     optimizer = optimizers.make(config)
     source, update = Proposal(config, domain, mesh), make_update(objectives.make(config, domain), optimizer, mesh)
-    state = init_state(objectives.initial_params(config, domain), optimizer)
+    state = init_state(objectives.initial_params(config, domain), optimizer, mesh)
     buffers = source.init(jax.random.key(1))
     seen = []
     for step in range(STEPS):
@@ -46,6 +48,13 @@ def steps(config, mesh):
         state, info = update(state, trajectory, key)
         seen.append(jax.device_get((trajectory, buffers, state.params, info)))
     return seen
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A config and its steps on one device."""
+    config = everything(tmp_path_factory.mktemp("alone"))
+    return config, steps(config, data_mesh(1))
 
 
 def assert_same(some, others):
@@ -58,8 +67,14 @@ def assert_same(some, others):
     jax.tree.map(close, some, others)
 
 
-def test_every_behaviours_steps_are_the_same_on_1_2_and_8_devices(tmp_path):
-    config = everything(tmp_path)
-    alone = steps(config, data_mesh(1))
-    for devices in (2, 8):
-        assert_same(steps(config, data_mesh(devices)), alone)
+@pytest.mark.parametrize("devices, fsdp", [(2, 1), (8, 1), (8, 4)])
+def test_every_behaviours_steps_are_those_on_one_device(alone, devices, fsdp):
+    config, expected = alone
+    assert_same(steps(config, data_mesh(devices, fsdp)), expected)
+
+
+def test_the_parts_of_a_run_with_parameters_in_parts_are_parts(alone):
+    config, _ = alone
+    domain = placed(gmm_domain.build(config), data_mesh(8, 4))
+    split = [leaf for leaf in jax.tree.leaves(domain.prior.params) if leaf.size >= MIN_SPLIT]
+    assert split and all(leaf.addressable_shards[0].data.size == leaf.size // 4 for leaf in split)

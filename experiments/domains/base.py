@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from rtbjax import Policy, Process, RewardFn, Trajectory, rewards
+from rtbjax.sharding import parameter_shardings
 
 Samples = dict[str, np.ndarray]
 
@@ -58,6 +61,17 @@ class Domain:
     evaluate: Callable[[Samples], dict[str, Any]]
     plot: Callable[[Path, Samples], None]
     value: Value | None = None
+
+
+def placed(domain: Domain, mesh: Mesh) -> Domain:
+    """The domain with the parameters of its prior and its posterior where a mesh wants them."""
+    prior, posterior = (on_mesh(policy, mesh) for policy in (domain.prior, domain.posterior))
+    return dataclasses.replace(domain, prior=prior, posterior=posterior)
+
+
+def on_mesh(policy: Policy, mesh: Mesh) -> Policy:
+    """The policy with its parameters in parts, or whole on every device (`rtbjax.sharding.parameter_specs`)."""
+    return policy.replace(params=jax.device_put(policy.params, parameter_shardings(policy.params, mesh)))
 
 
 def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:

@@ -7,6 +7,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
+from experiments import hosts
 from experiments.domains.base import Domain
 from rtbjax import Policy, Trajectory, behaviour, replay, rollout, score
 
@@ -44,8 +45,9 @@ class Accepted:
 
     def keep(self, key: Array, buffer: replay.Buffer, trajectory: Trajectory) -> replay.Buffer:
         """Adds those of a batch of prior paths that are accepted."""
-        log_r, prior = trajectory.log_reward, self._domain.prior
-        assert log_r is not None and self._domain.log_bound is not None
+        prior = self._domain.prior
+        assert trajectory.log_reward is not None and self._domain.log_bound is not None
+        log_r = hosts.whole(trajectory.log_reward)
         accepted = np.flatnonzero(behaviour.accept(key, log_r, self._domain.log_bound, beta=self._beta))
         for first in range(0, len(accepted), STORE_SIZE):
             index = accepted[first : first + STORE_SIZE]

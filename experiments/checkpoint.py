@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
+from experiments import hosts
 from experiments.errors import UserError
 
 
@@ -26,7 +27,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Writes the tree; complete on disk when this returns."""
+        """Writes the tree, every process its parts; complete on disk when this returns."""
+        # What lies on no mesh is the same on every host, and orbax takes it from the first as NumPy only.
+        tree = jax.tree.map(lambda leaf: leaf if _on_mesh(leaf) else np.asarray(leaf), tree)
         self._manager.save(step, args=ocp.args.StandardSave(tree))
         self._manager.wait_until_finished()
 
@@ -43,10 +46,12 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for position, step in enumerate(steps):
+            tree = None
             try:
                 tree = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
             except Exception as error:
                 logging.warning("Checkpoint %d cannot be read, trying the one before: %s", step, _first_line(error))
+            if not hosts.agreed(tree is not None):
                 continue
             for unreadable in steps[:position]:
                 self._manager.delete(unreadable)

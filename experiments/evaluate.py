@@ -9,9 +9,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import records
+from experiments import hosts, records
 from experiments.domains.base import Domain, rewarded
 from experiments.exact import Exact
 from experiments.files import replacing
@@ -36,12 +35,12 @@ def paths(
     """Fresh paths of the posterior (or of the prior): samples, log r, and gap (zeros for the prior's)."""
     run = make_rollout(domain.process, (batch, *domain.event_shape), mesh)
     samples, log_rewards, gaps = [], [], []
-    for first in tqdm(range(0, count, batch), desc=label, unit="batch"):
+    for first in hosts.progress(range(0, count, batch), desc=label, unit="batch"):
         trajectory = rewarded(domain, run(jax.random.fold_in(key, first), domain.prior, posterior))
-        log_r = np.asarray(trajectory.log_reward)
-        samples.append(np.asarray(trajectory.xs[-1]))
+        log_r = hosts.whole(trajectory.log_reward)
+        samples.append(hosts.whole(trajectory.xs[-1]))
         log_rewards.append(log_r)
-        ratio = np.zeros(batch) if trajectory.log_ratio is None else np.asarray(trajectory.log_ratio).sum(axis=0)
+        ratio = np.zeros(batch) if trajectory.log_ratio is None else hosts.whole(trajectory.log_ratio).sum(axis=0)
         gaps.append(ratio + beta * log_r)
     x, log_r, gap = (np.concatenate(parts)[:count] for parts in (samples, log_rewards, gaps))
     return x, log_r, gap
@@ -55,12 +54,12 @@ def exact_gap(
         return None
     roll, accept = jax.random.split(key)
     trajectory = rewarded(domain, make_rollout(domain.process, (count, *domain.event_shape), mesh)(roll, domain.prior))
-    log_r = np.asarray(trajectory.log_reward)
+    log_r = hosts.whole(trajectory.log_reward)
     keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
     if not keep.any():
         return None
     rescore = jax.jit(lambda prior, policy, xs: score(domain.process, prior, xs, None, policy).log_ratio)
-    return np.asarray(rescore(domain.prior, posterior, trajectory.xs[:, keep])).sum(axis=0) + beta * log_r[keep]
+    return hosts.whole(rescore(domain.prior, posterior, trajectory.xs[:, keep])).sum(axis=0) + beta * log_r[keep]
 
 
 def start_excess(key: jax.Array, domain: Domain, count: int, beta: float, mesh: Mesh) -> tuple[float, float]:
@@ -72,8 +71,8 @@ def start_excess(key: jax.Array, domain: Domain, count: int, beta: float, mesh: 
     run = make_rollout(domain.process, (count, *domain.event_shape), mesh)
     first = rewarded(domain, run(first_key, domain.prior))
     second = rewarded(domain, run(second_key, domain.prior, start=first.xs[0]))
-    excess, error = certificate.start_excess(np.asarray(first.log_reward), np.asarray(second.log_reward), beta)
-    if excess > START_EXCESS_ERRORS * error:
+    excess, error = certificate.start_excess(hosts.whole(first.log_reward), hosts.whole(second.log_reward), beta)
+    if hosts.is_first() and excess > START_EXCESS_ERRORS * error:
         logging.warning(
             "The reward depends on where a path starts (excess %.3g, standard error %.2g): training cannot remove a "
             "path-KL of about %.2g nats.",

@@ -8,9 +8,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import weights
+from experiments import hosts, weights
 from experiments.domains.base import Domain, rewarded
 from experiments.errors import UserError
 from experiments.files import replacing
@@ -44,7 +43,15 @@ def posterior(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
 
 
 def cached(config: ConfigDict, domain: Domain) -> Exact | None:
-    """The set of an earlier run, or the shipped one; None if there is none, it is damaged, or it is to be remade."""
+    """The set of an earlier run, or the shipped one; None if there is none, it is damaged, or it is to be remade.
+
+    One that some host cannot read is drawn anew by all.
+    """
+    found = _found(config, domain)
+    return found if hosts.agreed(found is not None) else None
+
+
+def _found(config: ConfigDict, domain: Domain) -> Exact | None:
     if config.eval.recompute_exact:
         return None
     for path in (cache_file(config, domain), SHIPPED / file_name(config, domain)):
@@ -81,17 +88,17 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     run = make_rollout(domain.process, (settings.batch_size, *domain.event_shape), mesh)
     count, key = wanted(config, domain), stream(config.seed, "exact")
     kept, log_rewards, have = [], [], 0
-    with tqdm(total=count, desc="exact posterior by rejection", unit="sample") as bar:
+    with hosts.progress(total=count, desc="exact posterior by rejection", unit="sample") as bar:
         for batch in range(10_000):
             roll, accept = jax.random.split(jax.random.fold_in(key, batch))
             trajectory = rewarded(domain, run(roll, domain.prior))
-            log_r = np.asarray(trajectory.log_reward)
+            log_r = hosts.whole(trajectory.log_reward)
             log_rewards.append(log_r)
             if domain.log_bound is None:
                 new = settings.batch_size
             else:
                 keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
-                kept.append(np.asarray(trajectory.xs[-1])[keep])
+                kept.append(hosts.whole(trajectory.xs[-1])[keep])
                 new = len(kept[-1])
             bar.update(min(new, count - have))
             have += new

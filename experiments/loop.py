@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import objectives, optimizers, records, settings, warm_start, weights
+from experiments import hosts, objectives, optimizers, records, settings, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
 from experiments.finite import Diverged, finite
@@ -44,7 +43,7 @@ class Clock:
         if self.first_step is None:
             jax.block_until_ready(state)
             self.first_step = self.now()
-            tqdm.write(
+            hosts.say(
                 f"First step {self.first_step:.1f} s after the start of the command; "
                 f"tracing and compiling took {self.compiling:.1f} s of them."
             )
@@ -109,7 +108,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     else:
         first, saved = found
         state, buffers, earlier = saved["state"], saved["buffers"], float(saved["seconds"])
-        print(f"Resuming {workdir} at step {first} of {steps}.")
+        hosts.say(f"Resuming {workdir} at step {first} of {steps}.")
 
     def spent() -> float:
         return earlier + time.monotonic() - started
@@ -124,7 +123,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     key = stream(config.seed, "train")
     on_policy, width = settings.path_counts(config)["on_policy"], widening(config)
     metrics = records.Metrics(workdir / "metrics.jsonl", first)
-    with tqdm(total=steps, initial=first, desc=domain.name, unit="step") as bar:
+    with hosts.progress(total=steps, initial=first, desc=domain.name, unit="step") as bar:
         for step in range(first, steps):
             propose_key, update_key = jax.random.split(jax.random.fold_in(key, step))
             try:
@@ -179,12 +178,12 @@ def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int) -> d
       on_policy: how many paths, the first of the batch, are the posterior's own. ELBO, ESS and log r are of these;
         widened paths are not its own, so there are none while exploration lasts.
     """
-    gap = np.asarray(info.gap)[:on_policy]
+    gap = hosts.whole(info.gap)[:on_policy]
     values = {name: float(getattr(info, name)) for name in ("loss", "log_z", "residual", "grad_norm")}
     if on_policy:
         values["elbo"] = float(gap.mean())
         values["ess"] = certificate.effective_sample_size(gap)
-        values["log_reward"] = float(np.mean(np.asarray(trajectory.log_reward)[:on_policy]))
+        values["log_reward"] = float(np.mean(hosts.whole(trajectory.log_reward)[:on_policy]))
     return values
 
 

@@ -9,9 +9,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import settings
+from experiments import hosts, settings
 from experiments.accepted import Accepted
 from experiments.domains.base import Domain, rewarded
 from experiments.errors import ConfigError, UserError
@@ -114,7 +113,7 @@ class Proposal:
         accepted, domain = buffers.accepted, self._domain
         wanted = max(min(self._settings.warm_accepted, self._settings.capacity), 1)
         drawn = 0
-        with tqdm(total=wanted, desc="gathering exact paths", unit="path") as bar:
+        with hosts.progress(total=wanted, desc="gathering exact paths", unit="path") as bar:
             while (have := int(accepted.added)) < wanted:
                 bar.update(have - bar.n)
                 check_cost(drawn, have, wanted, self._gather_size)

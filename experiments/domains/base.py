@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from experiments import hosts
 from rtbjax import Policy, Process, RewardFn, Trajectory, rewards
 from rtbjax.sharding import parameter_shardings
 
@@ -75,10 +76,19 @@ def on_mesh(policy: Policy, mesh: Mesh) -> Policy:
 
 
 def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
-    """The paths with their ``log_reward``, asked for on the host and checked.
+    """The paths with their ``log_reward``, asked for on the host and checked; of several hosts each asks for its own.
 
     Raises:
-      RewardError: see `rtbjax.rewards.evaluate`.
+      RewardError: see `rtbjax.rewards.evaluate`; on every process if on one.
     """
-    log_reward = rewards.evaluate(domain.log_reward, trajectory.xs[-1], trajectory.cond, log_bound=domain.log_bound)
-    return trajectory._replace(log_reward=jnp.asarray(log_reward))
+    x0, cond, bound = trajectory.xs[-1], trajectory.cond, domain.log_bound
+    if x0.is_fully_addressable:
+        return trajectory._replace(
+            log_reward=jnp.asarray(rewards.evaluate(domain.log_reward, x0, cond, log_bound=bound))
+        )
+    split: Any = trajectory.xs.sharding
+    x0, cond = jax.tree.map(hosts.local, (x0, cond))
+    with hosts.together(rewards.RewardError):
+        log_reward = rewards.evaluate(domain.log_reward, x0, cond, log_bound=bound)
+    rows = NamedSharding(split.mesh, PartitionSpec(split.spec[1]))
+    return trajectory._replace(log_reward=hosts.from_local(log_reward, rows))

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from experiments import hosts, objectives, optimizers, records, settings, warm_start, weights
+from experiments import hosts, objectives, optimizers, parity, records, settings, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
 from experiments.finite import Diverged, finite
@@ -87,6 +87,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     # the seed and the step, so that a resumed run draws what an uninterrupted one would.
     optimizer = optimizers.make(config)
     update = train.make_update(objectives.make(config, domain), optimizer, mesh)
+    parity_of = parity.checker(domain)
     source = Proposal(config, domain, mesh)
     state = train.init_state(objectives.initial_params(config, domain), optimizer, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -131,11 +132,15 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             except RewardError:
                 check_finite(step)  # Samples of broken parameters are not the reward's fault.
                 raise
-            state, info = update(state, trajectory, update_key)
             done = step + 1
+            logged = done % config.log.every == 0 or done == steps
+            difference = parity_of(state.params["policy"], trajectory) if logged else None  # The update donates them.
+            state, info = update(state, trajectory, update_key)
             clock.step_done(state)
-            if done % config.log.every == 0 or done == steps:
+            if difference is not None:
                 values = summarise(info, trajectory, 0 if float(width(step)) else on_policy)
+                values["parity"] = float(difference)
+                parity.warn(done, values["parity"])
                 metrics.write(done, values | {"seconds": round(spent(), 3)})
                 shown = {"loss": "loss", "log Z": "log_z", "ELBO": "elbo", "ESS": "ess"}
                 bar.set_postfix({k: f"{values[v]:.3g}" for k, v in shown.items() if v in values}, refresh=False)

@@ -28,6 +28,8 @@ def config(tmp_path):
         (dict(train__optimizer="sgd"), "adam, muon"),
         (dict(steer__optimizer="sgd"), "adam, muon"),
         (dict(steer__batch_size=0), "steer.batch_size must be at least 1"),
+        (dict(precision="float16"), "float32, bfloat16"),
+        (dict(fsdp=0), "fsdp must be at least 1"),
         (dict(train__batch_size=1), "VarGrad group of one"),
         (dict(train__batch_size=0), "at least 1"),
         (dict(process__num_steps=0), "at least 1"),

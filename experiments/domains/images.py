@@ -15,7 +15,7 @@ from experiments.domains.base import Domain, Value
 from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import one_of
+from experiments.settings import PRECISIONS, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, Process, posterior, schedules
 from rtbjax.metrics.distances import diversity, frechet
@@ -45,7 +45,7 @@ def classes(label: str) -> tuple[int, ...]:
 
 
 def unet(config: ConfigDict) -> UNet:
-    return UNet(**config.prior.network)
+    return UNet(**config.prior.network, dtype=PRECISIONS[config.precision])
 
 
 def abstract_params(module, *inputs):
@@ -131,7 +131,11 @@ def build(config: ConfigDict) -> Domain:
         log_reward=jax.jit(log_reward),
         log_bound=0.0,
         fingerprint=weights.fingerprint(
-            params, classifier_params, config.process.to_dict(), list(classes(config.reward.label))
+            params,
+            classifier_params,
+            config.process.to_dict(),
+            list(classes(config.reward.label)),
+            *other_precision(config),
         ),
         evaluate=make_evaluate(classifier, classifier_params, log_reward, config.reward.label),
         plot=plot,
@@ -141,7 +145,7 @@ def build(config: ConfigDict) -> Domain:
 
 def correction(key, config: ConfigDict, process: Process, log_reward) -> Policy:
     """Adds a smaller U-Net to the output; it sees the state, the prior's estimate of x0, and grad log r there."""
-    net = UNet(out_channels=SHAPE[-1], **config.posterior.network)
+    net = UNet(out_channels=SHAPE[-1], **config.posterior.network, dtype=PRECISIONS[config.precision])
 
     def look(output, x, t, cond):
         x0 = process.denoise(output, x, process.step_at(t))
@@ -157,7 +161,7 @@ def correction(key, config: ConfigDict, process: Process, log_reward) -> Policy:
 
 def steered(key, config: ConfigDict, process: Process) -> Policy:
     """A smaller U-Net gives the score; it sees the state and the prior's estimate of x0."""
-    net = UNet(out_channels=SHAPE[-1], **config.posterior.network)
+    net = UNet(out_channels=SHAPE[-1], **config.posterior.network, dtype=PRECISIONS[config.precision])
 
     def score(params, x, t, cond, output):
         i = process.step_at(t)

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import jax
 import pytest
 from ml_collections import ConfigDict
 from shrunk import changed, gmm
@@ -118,13 +117,6 @@ def test_a_comparison_is_refused_for_any_of_its_variations_before_the_first_runs
     config.compare = {"runs": [("RTB", []), ("PPO", [("objective.loss", "ppo")])]}
     with pytest.raises(ConfigError, match="rtb, reinforce"):
         compare.run(config, tmp_path / "w", run.execute, "train")
-    assert not (tmp_path / "w").exists()
-
-
-def test_several_processes_are_refused(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="not supported yet"):
-        run.execute(config, tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
 

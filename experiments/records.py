@@ -116,13 +116,13 @@ def claimed(workdir: Path, config: dict) -> Iterator[None]:
     with hosts.together(WorkdirError):
         if hosts.is_first():
             claim(workdir, config)
-    with hosts.together(WorkdirError):
-        if not confirm(workdir, config):
-            raise WorkdirError(
-                f"Process {jax.process_index()} does not see {workdir}/config.json, which the first process wrote: "
-                "choose a --workdir on a file system that all hosts share."
-            )
     try:
+        with hosts.together(WorkdirError):
+            if not confirm(workdir, config):
+                raise WorkdirError(
+                    f"Process {jax.process_index()} does not see {workdir}/config.json, which the first process wrote: "
+                    "choose a --workdir on a file system that all hosts share."
+                )
         yield
     except Exception:
         results = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]

@@ -27,7 +27,9 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.devices = 0  # 0: all devices; the batch must divide over them.
-    config.distributed = False  # Starts jax.distributed; runs over several processes are not supported yet.
+    config.precision = "float32"  # float32 | bfloat16: what denoisers compute in; log-probabilities are float32.
+    config.fsdp = 1  # Devices that share one copy of prior, posterior and optimizer; must divide their number.
+    config.distributed = False  # Several processes share the run: docs/tpu_pods.md.
 
     config.data = ConfigDict()
     config.data.path = ""  # A local data set; "" for the default source.

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
+from experiments import hosts
 from experiments.domains.base import Domain
-from rtbjax import Trajectory, behaviour, replay, rollout, score
+from rtbjax import Policy, Trajectory, behaviour, replay, rollout, score
 
 STORE_SIZE = 32  # Paths stored per jitted call.
 
@@ -18,11 +20,14 @@ def time_and_batch(x: Array) -> Array:
 
 
 class Accepted:
-    """Pure functions of a buffer; its items are ``xs[T + 1, E*]``, ``log_prior[T]``, ``features``, ``log_reward``."""
+    """Pure functions of a buffer, kept at ``placement``.
 
-    def __init__(self, config: ConfigDict, domain: Domain):
+    Its items are ``xs[T + 1, E*]``, ``log_prior[T]``, ``features``, ``log_reward``.
+    """
+
+    def __init__(self, config: ConfigDict, domain: Domain, placement: Sharding):
         self._domain, self._beta, self._capacity = domain, config.objective.beta, config.behaviour.capacity
-        self._store = jax.jit(self._add, donate_argnums=0)
+        self._store = jax.jit(self._add, donate_argnums=0, out_shardings=placement)
         self.sample = jax.jit(self._sample, static_argnums=2)
 
     def blank(self) -> replay.Buffer:
@@ -40,22 +45,31 @@ class Accepted:
 
     def keep(self, key: Array, buffer: replay.Buffer, trajectory: Trajectory) -> replay.Buffer:
         """Adds those of a batch of prior paths that are accepted."""
-        log_r = trajectory.log_reward
-        assert log_r is not None and self._domain.log_bound is not None
+        prior = self._domain.prior
+        assert trajectory.log_reward is not None and self._domain.log_bound is not None
+        log_r = hosts.whole(trajectory.log_reward)
         accepted = np.flatnonzero(behaviour.accept(key, log_r, self._domain.log_bound, beta=self._beta))
         for first in range(0, len(accepted), STORE_SIZE):
             index = accepted[first : first + STORE_SIZE]
             marked = jnp.arange(STORE_SIZE) < len(index)
             index = np.pad(index, (0, STORE_SIZE - len(index)))
-            buffer = self._store(buffer, trajectory.xs[:, index], trajectory.log_prior[:, index], log_r[index], marked)
+            buffer = self._store(
+                buffer, prior, trajectory.xs[:, index], trajectory.log_prior[:, index], log_r[index], marked
+            )
         return buffer
 
     def _add(
-        self, buffer: replay.Buffer, xs: Array, log_prior: Array, log_reward: Array, marked: Bool[Array, " B"]
+        self,
+        buffer: replay.Buffer,
+        prior: Policy,
+        xs: Array,
+        log_prior: Array,
+        log_reward: Array,
+        marked: Bool[Array, " B"],
     ) -> replay.Buffer:
         # The features of the few accepted paths only: they may cost more than the path did.
         domain, look = self._domain, self._domain.posterior.look
-        features = None if look is None else score(domain.process, domain.prior, xs, look=look).features
+        features = None if look is None else score(domain.process, prior, xs, look=look).features
         items = jax.tree.map(time_and_batch, {"xs": xs, "log_prior": log_prior, "features": features})
         return replay.add(buffer, items | {"log_reward": log_reward}, marked)
 

@@ -9,9 +9,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import records
+from experiments import hosts, records
 from experiments.domains.base import Domain, rewarded
 from experiments.exact import Exact
 from experiments.files import replacing
@@ -51,13 +50,13 @@ def paths(
     run = make_rollout(domain.process, (batch, *domain.event_shape), mesh)
     total = domain.asked * count
     parts = []
-    for first in tqdm(range(0, total, batch), desc=label, unit="batch"):
+    for first in hosts.progress(range(0, total, batch), desc=label, unit="batch"):
         # Beyond the last path, where a batch is not full, more of the last condition.
         cond = domain.evaluated(np.minimum(np.arange(first, first + batch), total - 1) // count)
         trajectory = rewarded(domain, run(jax.random.fold_in(key, first), domain.prior, posterior, cond=cond))
-        log_r = np.asarray(trajectory.log_reward)
-        ratio = np.zeros(batch) if trajectory.log_ratio is None else np.asarray(trajectory.log_ratio).sum(axis=0)
-        parts.append((np.asarray(trajectory.xs[-1]), log_r, ratio + beta * log_r))
+        log_r = hosts.whole(trajectory.log_reward)
+        ratio = np.zeros(batch) if trajectory.log_ratio is None else hosts.whole(trajectory.log_ratio).sum(axis=0)
+        parts.append((hosts.whole(trajectory.xs[-1]), log_r, ratio + beta * log_r))
     joined = (np.concatenate(column)[:total] for column in zip(*parts, strict=True))
     return Paths(*(a.reshape(domain.asked, count, *a.shape[1:]) for a in joined))
 
@@ -75,13 +74,14 @@ def exact_gaps(
     index = np.resize(np.arange(domain.asked), count)
     run = make_rollout(domain.process, (count, *domain.event_shape), mesh)
     trajectory = rewarded(domain, run(roll, domain.prior, cond=domain.evaluated(index)))
-    log_r = np.asarray(trajectory.log_reward)
+    log_r = hosts.whole(trajectory.log_reward)
     keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
     if not keep.any():
         return [None] * domain.asked
     index, xs, log_r = index[keep], trajectory.xs[:, keep], log_r[keep]
-    rescore = jax.jit(lambda policy, xs, cond: score(domain.process, domain.prior, xs, cond, policy).log_ratio)
-    gap = np.asarray(rescore(posterior, xs, domain.evaluated(index))).sum(axis=0) + beta * log_r
+    rescore = jax.jit(lambda prior, policy, xs, cond: score(domain.process, prior, xs, cond, policy).log_ratio)
+    log_ratio = hosts.whole(rescore(domain.prior, posterior, xs, domain.evaluated(index)))
+    gap = log_ratio.sum(axis=0) + beta * log_r
     return [gap[index == i] if (index == i).any() else None for i in range(domain.asked)]
 
 
@@ -97,11 +97,11 @@ def start_excess(key: jax.Array, domain: Domain, count: int, beta: float, mesh: 
     cond = domain.evaluated(index)
     first = rewarded(domain, run(first_key, domain.prior, cond=cond))
     second = rewarded(domain, run(second_key, domain.prior, cond=cond, start=first.xs[0]))
-    pair = np.asarray(first.log_reward), np.asarray(second.log_reward)
+    pair = hosts.whole(first.log_reward), hosts.whole(second.log_reward)
     found = [certificate.start_excess(pair[0][index == i], pair[1][index == i], beta) for i in np.unique(index)]
     excesses, errors = np.transpose(found)
     excess, error = float(excesses.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
-    if excess > START_EXCESS_ERRORS * error:
+    if hosts.is_first() and excess > START_EXCESS_ERRORS * error:
         logging.warning(
             "The reward depends on where a path starts (excess %.3g, standard error %.2g): training cannot remove a "
             "path-KL of about %.2g nats.",

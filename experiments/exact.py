@@ -8,9 +8,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import weights
+from experiments import hosts, weights
 from experiments.domains.base import Domain, rewarded
 from experiments.errors import UserError
 from experiments.files import replacing
@@ -54,7 +53,15 @@ def posterior(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
 
 
 def cached(config: ConfigDict, domain: Domain) -> Exact | None:
-    """The set of an earlier run, or the shipped one; None if there is none, it is damaged, or it is to be remade."""
+    """The set of an earlier run, or the shipped one; None if there is none, it is damaged, or it is to be remade.
+
+    One that some host cannot read is drawn anew by all.
+    """
+    found = _found(config, domain)
+    return found if hosts.agreed(found is not None) else None
+
+
+def _found(config: ConfigDict, domain: Domain) -> Exact | None:
     if config.eval.recompute_exact:
         return None
     for path in (cache_file(config, domain), SHIPPED / file_name(config, domain)):
@@ -93,17 +100,17 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     kept: list[list[np.ndarray]] = [[] for _ in range(domain.asked)]
     log_rewards: list[list[np.ndarray]] = [[] for _ in range(domain.asked)]
     have = np.zeros(domain.asked, int)
-    with tqdm(total=count * domain.asked, desc="exact posterior by rejection", unit="sample") as bar:
+    with hosts.progress(total=count * domain.asked, desc="exact posterior by rejection", unit="sample") as bar:
         for batch in range(MAX_BATCHES):
             roll, accept = jax.random.split(jax.random.fold_in(key, batch))
             # The conditions that still want samples, in turn.
             index = np.resize(np.flatnonzero(have < count), settings.batch_size)
             trajectory = rewarded(domain, run(roll, domain.prior, cond=domain.evaluated(index)))
-            log_r = np.asarray(trajectory.log_reward)
+            log_r = hosts.whole(trajectory.log_reward)
             keep = np.ones(len(index), bool)
             if domain.log_bound is not None:
                 keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
-            ends = None if domain.log_bound is None else np.asarray(trajectory.xs[-1])
+            ends = None if domain.log_bound is None else hosts.whole(trajectory.xs[-1])
             for i in np.unique(index):
                 log_rewards[i].append(log_r[index == i])
                 if ends is not None:

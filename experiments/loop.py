@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import objectives, optimizers, records, settings, warm_start, weights
+from experiments import hosts, objectives, optimizers, parity, records, settings, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
 from experiments.finite import Diverged, finite
@@ -44,7 +43,7 @@ class Clock:
         if self.first_step is None:
             jax.block_until_ready(state)
             self.first_step = self.now()
-            tqdm.write(
+            hosts.say(
                 f"First step {self.first_step:.1f} s after the start of the command; "
                 f"tracing and compiling took {self.compiling:.1f} s of them."
             )
@@ -88,8 +87,9 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     # the seed and the step, so that a resumed run draws what an uninterrupted one would.
     optimizer = optimizers.make(config)
     update = train.make_update(objectives.make(config, domain), optimizer, mesh)
+    parity_of = parity.checker(domain)
     source = Proposal(config, domain, mesh)
-    state = train.init_state(objectives.initial_params(config, domain), optimizer)
+    state = train.init_state(objectives.initial_params(config, domain), optimizer, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     started = time.monotonic()
 
@@ -102,16 +102,14 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             policy = warm_start.run(
                 domain, config.steer, stream(config.seed, "warm start"), workdir / "steer", clock.step_done
             )
-            state = train.init_state(state.params | {"policy": policy}, optimizer)
+            state = train.init_state(state.params | {"policy": policy}, optimizer, mesh)
         buffers = source.init(stream(config.seed, "gather"))
         if domain.value is not None:  # What took long is not done, and its time not forgotten, twice.
             checkpoints.save(0, {"state": state, "buffers": buffers, "seconds": np.float64(time.monotonic() - started)})
     else:
         first, saved = found
         state, buffers, earlier = saved["state"], saved["buffers"], float(saved["seconds"])
-        print(f"Resuming {workdir} at step {first} of {steps}.")
-    # Everywhere from the start, so that every step, the first of a sitting too, is one and the same program.
-    state, buffers = jax.device_put((state, buffers), NamedSharding(mesh, PartitionSpec()))
+        hosts.say(f"Resuming {workdir} at step {first} of {steps}.")
 
     def spent() -> float:
         return earlier + time.monotonic() - started
@@ -126,7 +124,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     key = stream(config.seed, "train")
     on_policy, groups, width = settings.path_counts(config)["on_policy"], settings.groups(config), widening(config)
     metrics = records.Metrics(workdir / "metrics.jsonl", first)
-    with tqdm(total=steps, initial=first, desc=domain.name, unit="step") as bar:
+    with hosts.progress(total=steps, initial=first, desc=domain.name, unit="step") as bar:
         for step in range(first, steps):
             propose_key, update_key = jax.random.split(jax.random.fold_in(key, step))
             try:
@@ -134,11 +132,15 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             except RewardError:
                 check_finite(step)  # Samples of broken parameters are not the reward's fault.
                 raise
-            state, info = update(state, trajectory, update_key)
             done = step + 1
+            logged = done % config.log.every == 0 or done == steps
+            difference = parity_of(state.params["policy"], trajectory) if logged else None  # The update donates them.
+            state, info = update(state, trajectory, update_key)
             clock.step_done(state)
-            if done % config.log.every == 0 or done == steps:
+            if difference is not None:
                 values = summarise(info, trajectory, 0 if float(width(step)) else on_policy, groups)
+                values["parity"] = float(difference)
+                parity.warn(done, values["parity"])
                 metrics.write(done, values | {"seconds": round(spent(), 3)})
                 shown = {"loss": "loss", "log Z": "log_z", "ELBO": "elbo", "ESS": "ess"}
                 bar.set_postfix({k: f"{values[v]:.3g}" for k, v in shown.items() if v in values}, refresh=False)
@@ -184,7 +186,7 @@ def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int, grou
     """
     values = {name: float(getattr(info, name)) for name in ("loss", "log_z", "residual", "grad_norm")}
     if on_policy:
-        gap, log_r = (np.asarray(a).reshape(groups, -1)[:, :on_policy] for a in (info.gap, trajectory.log_reward))
+        gap, log_r = (hosts.whole(a).reshape(groups, -1)[:, :on_policy] for a in (info.gap, trajectory.log_reward))
         values["elbo"] = float(gap.mean())
         values["ess"] = float(np.mean([certificate.effective_sample_size(one) for one in gap]))
         values["log_reward"] = float(log_r.mean())

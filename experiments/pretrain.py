@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
+from experiments import hosts
 from experiments.checkpoint import Checkpoints
 from experiments.finite import Diverged, finite
 from experiments.optimizers import RULES, learning_rate
@@ -73,9 +73,9 @@ def fit(
     start = 0
     if found is not None:
         start, carry = found[0], found[1]["carry"]
-        print(f"Resuming {label} at step {start} of {settings.steps}.")
+        hosts.say(f"Resuming {label} at step {start} of {settings.steps}.")
     saved = start
-    with tqdm(total=settings.steps, initial=start, desc=label, unit="step", mininterval=1.0) as bar:
+    with hosts.progress(total=settings.steps, initial=start, desc=label, unit="step", mininterval=1.0) as bar:
         for first in range(start, settings.steps, steps_per_call):
             carry, values = run(carry, first, data)
             on_call(carry)

@@ -6,17 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import settings
+from experiments import hosts, settings
 from experiments.accepted import Accepted
 from experiments.domains.base import Conditions, Domain, log_reward, rewarded, rows
 from experiments.errors import ConfigError, UserError
 from rtbjax import Policy, Trajectory, behaviour, replay, rescore
-from rtbjax.sharding import DATA_AXIS
+from rtbjax.sharding import batch_devices
 from rtbjax.train import make_rollout
 
 MIN_PRIOR_PATHS = 256  # Per rollout while gathering accepted paths before the first step.
@@ -84,7 +83,8 @@ class Proposal:
         self._paths, self._groups = settings.path_counts(config), settings.groups(config)
         self._width = widening(config)
         uses_accepted = domain.conditions is None and (self._paths["accepted"] or self._paths["noised"])
-        self._accepted = Accepted(config, domain) if uses_accepted else None
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._accepted = Accepted(config, domain, self._everywhere) if uses_accepted else None
 
         def roller(size: int) -> Callable[..., Trajectory]:
             return make_rollout(domain.process, (size, *domain.event_shape), mesh)
@@ -93,17 +93,18 @@ class Proposal:
             name: roller(self._groups * self._paths[name]) for name in ("on_policy", "prior") if self._paths[name]
         }
         self._roll_fresh = roller(self._settings.prior_paths) if self._settings.prior_paths else None
-        devices = mesh.shape[DATA_AXIS]
+        devices = batch_devices(mesh)
         # Nobody asked for this number, so it gives way to the devices.
         self._gather_size = -(-max(self._settings.prior_paths, MIN_PRIOR_PATHS) // devices) * devices
         self._roll_gather = roller(self._gather_size)
         self._rescored = jax.jit(lambda params, paths: rescore(domain.process, self._current(params), paths))
+        # The prior is an argument: closed over, it would be a constant, and whole on every device.
         self._renoised = jax.jit(
-            lambda key, params, x0, log_reward, cond: behaviour.renoise(
-                key, domain.process, domain.prior, self._current(params), x0, log_reward, cond
+            lambda key, prior, params, x0, log_reward, cond: behaviour.renoise(
+                key, domain.process, prior, self._current(params), x0, log_reward, cond
             )
         )
-        self._remember = jax.jit(self._add_visited, donate_argnums=0)
+        self._remember = jax.jit(self._add_visited, donate_argnums=0, out_shardings=self._everywhere)
         self._recall = jax.jit(self._sample_visited)
         self._mix = jax.jit(self._interleave)
 
@@ -111,14 +112,15 @@ class Proposal:
         return self._domain.posterior.replace(params=params)
 
     def blank(self) -> Buffers:
-        """Empty buffers."""
+        """Empty buffers, whole on every device from the start, so that every step is one and the same program."""
         number = jax.ShapeDtypeStruct((), jnp.float32)
         end = {"x0": jax.ShapeDtypeStruct(self._domain.event_shape, jnp.float32), "log_reward": number}
         visited = replay.init(end, self._settings.capacity) if self._paths["replay"] else None
         if self._domain.conditions is not None:
             count = self._domain.conditions.count
             visited = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), visited)
-        return Buffers(accepted=self._accepted and self._accepted.blank(), visited=visited)
+        buffers = Buffers(accepted=self._accepted and self._accepted.blank(), visited=visited)
+        return jax.device_put(buffers, self._everywhere)
 
     def init(self, key: Array) -> Buffers:
         """Gathers what must be there before the first step.
@@ -135,7 +137,7 @@ class Proposal:
         accepted, domain = buffers.accepted, self._domain
         wanted = max(min(self._settings.warm_accepted, self._settings.capacity), 1)
         drawn = 0
-        with tqdm(total=wanted, desc="gathering exact paths", unit="path") as bar:
+        with hosts.progress(total=wanted, desc="gathering exact paths", unit="path") as bar:
             while (have := int(accepted.added)) < wanted:
                 bar.update(have - bar.n)
                 check_cost(drawn, have, wanted, self._gather_size)
@@ -181,11 +183,11 @@ class Proposal:
                 self._rescored(params, self._accepted.sample(keys["accepted"], accepted, self._paths["accepted"]))
             )
         if self._paths["noised"]:
-            x0, log_reward = self._ends(keys["pick"], accepted, chosen, cond["noised"])
-            parts.append(self._renoised(keys["noised"], params, x0, log_reward, cond["noised"]))
+            x0, log_r = self._ends(keys["pick"], accepted, chosen, cond["noised"])
+            parts.append(self._renoised(keys["noised"], prior, params, x0, log_r, cond["noised"]))
         if self._paths["replay"]:
             ends = self._recall(keys["visit"], visited, chosen)
-            parts.append(self._renoised(keys["replay"], params, ends["x0"], ends["log_reward"], cond["replay"]))
+            parts.append(self._renoised(keys["replay"], prior, params, ends["x0"], ends["log_reward"], cond["replay"]))
         return parts[0] if len(parts) == 1 else self._mix(*parts), Buffers(accepted, visited)
 
     def _choose(self, key: Array) -> Array | None:

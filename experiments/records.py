@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from experiments import hosts
 from experiments.errors import UserError
 from experiments.files import replacing
 
 EVALUATION = ("eval", "log")  # Sections that may differ where a run is only evaluated anew.
+LAUNCH = ("distributed",)  # How a run is started is no part of what it computes.
 
 
 class WorkdirError(UserError):
@@ -79,7 +82,7 @@ def confirm(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> bool:
     changed = [
         f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name.split(".")[0] not in ignore
+        if before.get(name) != now.get(name) and name.split(".")[0] not in ignore + LAUNCH
     ]
     if changed:
         raise OtherRun(
@@ -110,12 +113,20 @@ def claimed(workdir: Path, config: dict) -> Iterator[None]:
     """
     missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     ours = not (workdir / "config.json").exists()
-    claim(workdir, config)
+    with hosts.together(WorkdirError):
+        if hosts.is_first():
+            claim(workdir, config)
     try:
+        with hosts.together(WorkdirError):
+            if not confirm(workdir, config):
+                raise WorkdirError(
+                    f"Process {jax.process_index()} does not see {workdir}/config.json, which the first process wrote: "
+                    "choose a --workdir on a file system that all hosts share."
+                )
         yield
     except Exception:
         results = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]
-        if ours and results == [workdir / "config.json"]:
+        if hosts.is_first() and ours and results == [workdir / "config.json"]:
             (workdir / "config.json").unlink()
             for folder in missing:
                 _remove_empty(folder)
@@ -152,14 +163,15 @@ class Metrics:
         kept = [line for line in _lines(path) if _step(line) <= resume_step]
         with replacing(path) as partial:
             partial.write_text("".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
+        self._file = path.open("a") if hosts.is_first() else open(os.devnull, "a")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(plain({"step": step, **values})) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        os.fsync(self._file.fileno())
+        if hosts.is_first():
+            os.fsync(self._file.fileno())
         self._file.close()
 
 

@@ -20,14 +20,17 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compare, evaluate, exact, loop, objectives, proposal, records, settings
-from experiments.domains.base import Domain
+from experiments import compare, evaluate, exact, hosts, loop, objectives, proposal, records, settings
+from experiments.domains.base import Domain, on_mesh, placed
 from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
 from rtbjax.sharding import data_mesh
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/DOMAIN.py, or configs/DOMAIN.py:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/DOMAIN or runs/DOMAIN-VARIANT by default.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; only where JAX cannot find it itself.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes; as --coordinator.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0; as --coordinator.", lower_bound=0)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "What to do.")
 
 DOMAINS = ("gmm", "images")
@@ -77,14 +80,12 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
     """
     settings.check(config)
     with checking():
-        if jax.process_count() > 1:
-            raise ConfigError("Runs over several processes are not supported yet: start one process.")
-        mesh = data_mesh(config.devices or None)
+        mesh = data_mesh(config.devices or None, config.fsdp)
         settings.check_devices(config, mesh.size)
         domain = domain_module(config).build(config)
         proposal.check(config, domain)
         objectives.initial_params(config, domain)  # A conditional log Z, where it is asked for, exists.
-    return domain, mesh
+    return placed(domain, mesh), mesh
 
 
 def execute(
@@ -92,7 +93,9 @@ def execute(
 ) -> compare.Finished:
     """One config in one workdir: train or restore, evaluate, summarise."""
     clock = clock or loop.Clock()
-    return (evaluate_anew if mode == "evaluate" else train)(config, workdir, clock)
+    done = (evaluate_anew if mode == "evaluate" else train)(config, workdir, clock)
+    hosts.agreed(True)  # Only then is everything on disk, for every process to read.
+    return done
 
 
 def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finished:
@@ -101,7 +104,7 @@ def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finis
     with records.claimed(workdir, config.to_dict()):
         summary = records.read_summary(workdir)
         if summary is not None:
-            print(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
+            hosts.say(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
             return compare.Finished(domain, summary, exact.posterior(config, domain, mesh))
         # Read before training, so that a damaged file is known at once; drawn after, so that training starts early.
         known = exact.cached(config, domain)
@@ -118,7 +121,7 @@ def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compa
     loop.final_params(workdir)
     domain, mesh = prepare(config)
     before = records.read_summary(workdir) or {}
-    policy = loop.restore(config, domain, workdir)
+    policy = on_mesh(loop.restore(config, domain, workdir), mesh)
     known = exact.posterior(config, domain, mesh)
     result = evaluate.evaluate(config, domain, policy, known, workdir, mesh)
     seconds = before.get("seconds") or clock.summary(None)
@@ -138,21 +141,33 @@ def domain_module(config: ConfigDict):
     return importlib.import_module(f"experiments.domains.{config.domain}")
 
 
+def start_distributed() -> None:
+    """Joins the processes of a run; what they are JAX finds out on a TPU pod and under SLURM, or the flags say.
+
+    Raises:
+      ConfigError: neither says it.
+    """
+    try:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except ValueError as error:
+        needed = "a TPU pod, SLURM, or --coordinator, --num_processes and --process_id"
+        raise ConfigError(f"config.distributed=True needs {needed}: {error}") from error
+
+
 def run(_argv) -> None:
     config, workdir, mode = _CONFIG.value, given_workdir(), _MODE.value
     settings.one_of(config, "domain", DOMAINS)
     if config.distributed:
-        with checking():
-            jax.distributed.initialize()
+        start_distributed()
     if mode == "pretrain":
         pretrain(config, workdir)
     elif config.compare:
-        print(compare.run(config, workdir, execute, mode))
-        print(f"{workdir}: figure.png, comparison.md, comparison.json")
+        hosts.say(compare.run(config, workdir, execute, mode))
+        hosts.say(f"{workdir}: figure.png, comparison.md, comparison.json")
     else:
         done = execute(config, workdir, mode, loop.Clock(_STARTED))
-        print(evaluate.report(done.summary))
-        print(f"{workdir}: samples.png, samples.npz, summary.json, metrics.jsonl, final_params.safetensors")
+        hosts.say(evaluate.report(done.summary))
+        hosts.say(f"{workdir}: samples.png, samples.npz, summary.json, metrics.jsonl, final_params.safetensors")
 
 
 def main(argv) -> None:

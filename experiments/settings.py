@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments.errors import ConfigError
@@ -37,6 +38,7 @@ _AT_LEAST = {
         "devices",
     ),
     1: (
+        "fsdp",
         "train.batch_size",
         "objective.chunk",
         "checkpoint.every",
@@ -61,6 +63,7 @@ _POSITIVE = (
     "behaviour.replay_temperature",
     *_of_each("learning_rate"),
 )
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # As networks take it: None is that of their inputs.
 OFF_POLICY = ("accepted", "noised", "prior", "replay")
 
 
@@ -87,6 +90,7 @@ def check(config: ConfigDict) -> None:
         _require(config, name, "at least 0 and below 1", lambda v: 0 <= v < 1)
     for name in ("train.optimizer", *_of_each("optimizer")):
         one_of(config, name, tuple(RULES))
+    one_of(config, "precision", tuple(PRECISIONS))
     one_of(config, "objective.loss", ("rtb", *BASELINES))
     one_of(config, "objective.log_z", ("vargrad", "learned", "conditional"))
     _check_steps(config)
@@ -131,6 +135,11 @@ def _check_paths(config: ConfigDict) -> None:
             f"config.objective.loss={config.objective.loss} is a policy gradient and learns from its own paths alone: "
             f"set {fields} to 0."
         )
+
+
+def other_precision(config: ConfigDict) -> tuple:
+    """What a fingerprint needs to know of the precision: nothing if it is float32."""
+    return () if config.precision == "float32" else (config.precision,)
 
 
 def groups(config: ConfigDict) -> int:

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
 
+from experiments import hosts
 from experiments.errors import UserError
 from experiments.files import replacing
 
@@ -33,7 +34,7 @@ def locate(path: str) -> Path:
 
 def save(path: Path, params: PyTree, metadata: dict | None = None) -> None:
     """Writes a tree of arrays, names joined by ``/``; ``metadata`` says where the weights come from."""
-    flat = {name: np.asarray(leaf, order="C") for name, leaf in _names(jax.device_get(params)).items()}
+    flat = {name: np.asarray(hosts.whole(leaf), order="C") for name, leaf in _names(params).items()}
     with replacing(path) as partial:
         safetensors.numpy.save_file(flat, partial, {"rtbjax": json.dumps(metadata or {})})
 

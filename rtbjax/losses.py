@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rtbjax.types import AxisName
 
-def _mean(x: Float[Array, " B"], axis_name: str | None) -> Float[Array, ""]:
+
+def _mean(x: Float[Array, " B"], axis_name: AxisName | None) -> Float[Array, ""]:
     mean = jnp.mean(x)
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
-def _deviation(x: Float[Array, " B"], axis_name: str | None) -> Float[Array, " B"]:
+def _deviation(x: Float[Array, " B"], axis_name: AxisName | None) -> Float[Array, " B"]:
     return x - _mean(x, axis_name)
 
 
@@ -44,7 +46,7 @@ def reinforce(
     log_reward: Float[Array, " B"],
     *,
     beta: float | Float[Array, ""] = 1.0,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, " B"]:
     """KL-regularised policy gradient with the KL inside the advantage; its optimum is the posterior.
 
@@ -62,7 +64,7 @@ def reinforce_reward(
     *,
     beta: float | Float[Array, ""] = 1.0,
     alpha: float = 0.0,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, " B"]:
     """The paper's toy baseline: REINFORCE on r^beta itself, plus ``alpha`` times the squared log-ratio.
 
@@ -72,7 +74,7 @@ def reinforce_reward(
     return _deviation(jnp.exp(beta * log_reward), axis_name) * log_ratio + alpha * log_ratio**2
 
 
-def whitened(reward: Float[Array, " B"], axis_name: str | None = None) -> Float[Array, " B"]:
+def whitened(reward: Float[Array, " B"], axis_name: AxisName | None = None) -> Float[Array, " B"]:
     """Advantages of mean 0 and standard deviation 1 over the batch."""
     deviation = _deviation(reward, axis_name)
     return deviation / (jnp.sqrt(_mean(deviation**2, axis_name)) + 1e-6)
@@ -83,7 +85,7 @@ def ddpo(
     log_reward: Float[Array, " B"],
     *,
     beta: float | Float[Array, ""] = 1.0,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, " B"]:
     """Policy gradient on the whitened r^beta, no KL (Black et al. 2024, the score-function variant). Collapses."""
     chex.assert_equal_shape([log_ratio, log_reward])
@@ -96,7 +98,7 @@ def dpok(
     *,
     beta: float | Float[Array, ""] = 1.0,
     kl_weight: float = 0.01,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, " B"]:
     """`ddpo` plus ``kl_weight`` times a KL to the prior, as a score-function term (Fan et al. 2023)."""
     chex.assert_equal_shape([log_ratio, log_reward])

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from rtbjax import losses, partition
 from rtbjax.process import Process
 from rtbjax.trajectory import check_chunk, log_prob, rescore
-from rtbjax.types import Policy, PRNGKey, Trajectory, check_shape, varying_like
+from rtbjax.types import AxisName, Policy, PRNGKey, Trajectory, check_shape, varying_like
 
 
 class LossInfo(NamedTuple):
@@ -128,7 +128,7 @@ def loss(
     key: PRNGKey | None = None,
     chunk: int = 1,
     cutoff: float = 0.0,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], LossInfo]:
     """Relative trajectory balance of a batch of paths; differentiate it with ``jax.grad(loss, has_aux=True)``.
 
@@ -147,7 +147,7 @@ def loss(
       key: needed with ``grad_steps``.
       chunk: steps per network call in the gradient.
       cutoff: no gradient where the squared residual is below it.
-      axis_name: the mesh axis the batch is split over, under ``shard_map``. The loss is then this shard's mean.
+      axis_name: the mesh axis or axes the batch is split over, under ``shard_map``. The loss is then this shard's mean.
 
     Returns:
       The loss, ``f32[]``, and its `LossInfo`.

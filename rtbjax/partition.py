@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from rtbjax.types import check_shape
+from rtbjax.types import AxisName, check_shape
 
 LogZ = str | Callable[[Any, Any], Array]
 
@@ -24,7 +24,7 @@ def log_z_per_path(
     gap: Float[Array, " B"],
     cond: Any,
     group: int | Int[Array, " B"] | None,
-    axis_name: str | None,
+    axis_name: AxisName | None,
 ) -> Float[Array, " B"]:
     """The log Z each path is balanced against.
 
@@ -35,7 +35,7 @@ def log_z_per_path(
       gap: without gradient.
       cond: conditions of the paths.
       group: see `group_mean`; only VarGrad uses it.
-      axis_name: the mesh axis the batch is split over, under ``shard_map``.
+      axis_name: the mesh axis or axes the batch is split over, under ``shard_map``.
 
     Raises:
       ValueError: an unknown name, no ``log_z`` among the parameters, or one of another shape.
@@ -55,7 +55,7 @@ def log_z_per_path(
 
 
 def group_mean(
-    gap: Float[Array, " B"], group: int | Int[Array, " B"] | None = None, axis_name: str | None = None
+    gap: Float[Array, " B"], group: int | Int[Array, " B"] | None = None, axis_name: AxisName | None = None
 ) -> Float[Array, " B"]:
     """VarGrad's log Z: the mean gap of the paths that share a condition (paper, eq. 23). Detached.
 
@@ -63,7 +63,7 @@ def group_mean(
       gap: ``f32[B]``, this shard's paths.
       group: None for one group; k for consecutive groups of k paths; or an id in ``0..B-1`` per path (B global). Groups
         may span shards.
-      axis_name: the mesh axis the batch is split over.
+      axis_name: the mesh axis or axes the batch is split over.
 
     Returns:
       ``f32[B]``. NaN for a path that is alone in its group, whose residual would be 0 whatever the posterior, and for

@@ -12,9 +12,18 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax.objective import LossInfo
 from rtbjax.process import Process
-from rtbjax.sharding import DATA_AXIS, check_divides, data_mesh, trajectory_specs
+from rtbjax.sharding import (
+    batch_axes,
+    batch_devices,
+    check_divides,
+    data_mesh,
+    parameter_shardings,
+    parameter_specs,
+    shards,
+    trajectory_specs,
+)
 from rtbjax.trajectory import rollout
-from rtbjax.types import Policy, PRNGKey, Trajectory, varying_like
+from rtbjax.types import AxisName, Policy, PRNGKey, Shard, Trajectory, varying_like
 
 
 class TrainState(NamedTuple):
@@ -54,7 +63,7 @@ class Objective(Protocol):
     """A mean loss over a batch of paths: `rtbjax.loss` with everything but these arguments bound."""
 
     def __call__(
-        self, params: PyTree, trajectory: Trajectory, *, key: PRNGKey, axis_name: str
+        self, params: PyTree, trajectory: Trajectory, *, key: PRNGKey, axis_name: AxisName
     ) -> tuple[Float[Array, ""], LossInfo]:
         """The mean over this shard's paths, and their `LossInfo`."""
         ...
@@ -75,45 +84,65 @@ def optimizer(
     )
 
 
-def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0, on a copy of ``params``: updates donate their state."""
-    params = jax.tree.map(jnp.array, params)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+def init_state(params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> TrainState:
+    """Step 0, on a copy of ``params``: updates donate their state.
+
+    Given a mesh the state is made where updates want it, and never lies on one device as a whole.
+    """
+
+    def init(params):
+        return TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    if mesh is None:
+        return init(params)
+    return jax.jit(init, out_shardings=parameter_shardings(jax.eval_shape(init, params), mesh))(params)
 
 
 def make_update(
     objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
 ) -> Callable[[TrainState, Trajectory, PRNGKey], tuple[TrainState, StepInfo]]:
-    """One gradient step, data-parallel over the mesh.
+    """One gradient step, data-parallel over the mesh, with parameters in parts where it has an ``fsdp`` axis.
 
     Args:
       objective: e.g. ``partial(rtbjax.loss, process=process, apply_fn=apply_fn)``.
       optimizer: see `optimizer`.
-      mesh: with an axis ``data``; one over all devices if None.
+      mesh: with an axis ``data``; `rtbjax.sharding.data_mesh` over all devices if None.
 
     Returns:
       ``update(state, trajectory, key)``. The batch must divide over the mesh; the state's buffers are donated.
     """
     mesh = data_mesh() if mesh is None else mesh
+    axes = batch_axes(mesh)
 
-    def local_gradient(params, trajectory, key):
-        # Marked as varying, the gradient is this shard's own, and the mean over shards is taken here, in plain sight.
-        # Taking pmean of the gradient of unmarked parameters would multiply it by the number of devices.
-        params = varying_like(params, trajectory.xs)
-        (loss, info), gradient = jax.value_and_grad(objective, has_aux=True)(
-            params, trajectory, key=key, axis_name=DATA_AXIS
-        )
-        return jax.lax.pmean(loss, DATA_AXIS), jax.lax.pmean(gradient, DATA_AXIS), info
+    def mean_over_shards(gradient):
+        if isinstance(gradient, Shard):  # Scattered back from the gathering, it is a sum along that axis already.
+            others = tuple(name for name in axes if name != gradient.axis_name)
+            return jax.lax.pmean(gradient.part, others) / jax.lax.axis_size(gradient.axis_name)
+        return jax.lax.pmean(gradient, axes)
 
-    per_path: Any = P(DATA_AXIS)
+    per_path: Any = P(axes)
 
     @jax.jit(donate_argnums=0)
     def step(state, trajectory, key):
+        policy_specs = parameter_specs(state.params["policy"], mesh)
+        # Whatever log Z is, it is small and no `Policy`.
+        specs = {name: policy_specs if name == "policy" else P() for name in state.params}
+
+        def local_gradient(params, trajectory, key):
+            # Marked as varying, the gradient is this shard's own, and the mean over shards is taken here, in plain
+            # sight. Taking pmean of the gradient of unmarked parameters would multiply it by the number of devices.
+            params = varying_like(params | {"policy": shards(params["policy"], policy_specs)}, trajectory.xs)
+            (loss, info), gradient = jax.value_and_grad(objective, has_aux=True)(
+                params, trajectory, key=key, axis_name=axes
+            )
+            gradient = jax.tree.map(mean_over_shards, gradient, is_leaf=lambda leaf: isinstance(leaf, Shard))
+            return jax.lax.pmean(loss, axes), gradient, info
+
         loss, gradient, info = jax.shard_map(
             local_gradient,
             mesh=mesh,
-            in_specs=(P(), trajectory_specs(trajectory), P()),
-            out_specs=(P(), P(), LossInfo(per_path, per_path)),
+            in_specs=(specs, trajectory_specs(trajectory, mesh), P()),
+            out_specs=(P(), specs, LossInfo(per_path, per_path)),
         )(state.params, trajectory, key)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -121,13 +150,14 @@ def make_update(
         residual = jnp.sqrt(jnp.mean((info.log_z - info.gap) ** 2))
         norm = optax.tree.norm(gradient["policy"])
         step_info = StepInfo(loss, jnp.mean(info.log_z), residual, norm, info.gap)
-        return TrainState(state.step + 1, params, opt_state), step_info
+        state = TrainState(state.step + 1, params, opt_state)
+        return jax.lax.with_sharding_constraint(state, parameter_shardings(state, mesh)), step_info
 
     def update(state: TrainState, trajectory: Trajectory, key: PRNGKey) -> tuple[TrainState, StepInfo]:
         check_divides(trajectory.xs.shape[1], mesh)
         # Already where they belong after the first step; a reward that comes from the host is not.
-        state = jax.device_put(state, NamedSharding(mesh, P()))
-        placement = jax.tree.map(lambda spec: NamedSharding(mesh, spec), trajectory_specs(trajectory))
+        state = jax.device_put(state, parameter_shardings(state, mesh))
+        placement = jax.tree.map(lambda spec: NamedSharding(mesh, spec), trajectory_specs(trajectory, mesh))
         return step(state, jax.device_put(trajectory, placement), key)
 
     return update
@@ -139,7 +169,7 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
     Args:
       process: the chain.
       shape: ``(B, *E)``, B over all devices.
-      mesh: with an axis ``data``; one over all devices if None.
+      mesh: as of `make_update`.
 
     Returns:
       ``f(key, prior, posterior=None, cond=None, widen=0.0, look=None, start=None) -> Trajectory``, jitted.
@@ -149,20 +179,23 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
     """
     mesh = data_mesh() if mesh is None else mesh
     check_divides(shape[0], mesh)
-    local = shape[0] // mesh.shape[DATA_AXIS]
+    local, axes = shape[0] // batch_devices(mesh), batch_axes(mesh)
 
     @jax.jit(static_argnames="look")
     def run(key, prior: Policy, posterior: Policy | None = None, cond: Any = None, widen=0.0, look=None, start=None):
+        policies: Any = parameter_specs((prior, posterior), mesh)
+
         def shard(key, prior, posterior, cond, widen, start):
-            index = jax.lax.axis_index(DATA_AXIS) * local + jnp.arange(local)
+            prior, posterior = shards((prior, posterior), policies)
+            index = jax.lax.axis_index(axes) * local + jnp.arange(local)
             block = (local, *shape[1:])
-            arguments = dict(shape=block, cond=cond, widen=widen, look=look, start=start, index=index)
+            arguments: Any = dict(shape=block, cond=cond, widen=widen, look=look, start=start, index=index)
             return rollout(key, process, prior, posterior, **arguments)
 
-        time_major: Any = P(None, DATA_AXIS)
-        batch_major: Any = P(DATA_AXIS)
+        time_major: Any = P(None, axes)
+        batch_major: Any = P(axes)
         # None stands for an absent leaf, so what is absent is left out of the specs too.
-        specs = Trajectory(
+        specs: Any = Trajectory(
             xs=time_major,
             cond=None if cond is None else batch_major,
             log_reward=None,
@@ -170,8 +203,8 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
             log_ratio=None if posterior is None else time_major,
             features=None if (look if posterior is None else posterior.look) is None else time_major,
         )
-        split = P(DATA_AXIS)
-        return jax.shard_map(shard, mesh=mesh, in_specs=(P(), P(), P(), split, P(), split), out_specs=specs)(
+        split = P(axes)
+        return jax.shard_map(shard, mesh=mesh, in_specs=(P(), *policies, split, P(), split), out_specs=specs)(
             key, prior, posterior, cond, jnp.asarray(widen, jnp.float32), start
         )
 

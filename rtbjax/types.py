@@ -5,6 +5,7 @@ Shapes, throughout the package: ``B`` paths, ``T`` steps, ``E*`` the event axes 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -31,6 +32,29 @@ class RewardFn(Protocol):
 
 
 @flax.struct.dataclass
+class Shard:
+    """One device's part of a parameter that is split over a mesh axis, as it is seen under ``shard_map``.
+
+    Attributes:
+      part: this device's.
+      dim: the array axis that is split.
+      axis_name: the mesh axis.
+    """
+
+    part: Array
+    dim: int = flax.struct.field(pytree_node=False)
+    axis_name: str = flax.struct.field(pytree_node=False)
+
+    def whole(self) -> Array:
+        """The parameter, gathered; its gradient is scattered back to the parts."""
+        return jax.lax.all_gather(self.part, self.axis_name, axis=self.dim, tiled=True)
+
+
+def _is_shard(leaf: Any) -> bool:
+    return isinstance(leaf, Shard)
+
+
+@flax.struct.dataclass
 class Policy:
     """A denoiser with its parameters: priors, posteriors and everything between differ in nothing else.
 
@@ -49,7 +73,18 @@ class Policy:
     def __call__(self, x: Array, t: Float[Array, ""], cond: Any, features: PyTree = None) -> Any:
         """The raw output for ``x[B, E*]`` at the scalar time t."""
         extra = () if features is None else (features,)
-        return self.apply_fn(self.params, x, t, cond, *extra)
+        if not any(map(_is_shard, jax.tree.leaves(self.params, is_leaf=_is_shard))):
+            return self.apply_fn(self.params, x, t, cond, *extra)
+
+        # The gradient gathers once more: kept for it, the whole parameters would lie on every device until then.
+        @partial(jax.checkpoint, policy=lambda primitive, *_, **__: primitive.name != "all_gather")
+        def gathered(params, *arguments):
+            whole = jax.tree.map(lambda leaf: leaf.whole() if _is_shard(leaf) else leaf, params, is_leaf=_is_shard)
+            return self.apply_fn(whole, *arguments)
+
+        # Tied to the state: of a parameter alone XLA would gather once, before the scan over steps, and keep it.
+        params, x = jax.lax.optimization_barrier((self.params, x))
+        return gathered(params, x, t, cond, *extra)
 
 
 class LearnedStd(NamedTuple):
@@ -99,6 +134,7 @@ class Trajectory(NamedTuple):
 
 
 PRNGKey = jax.Array
+AxisName = str | tuple[str, ...]
 
 
 def check_shape(name: str, array: ArrayLike, shape: tuple[int | str, ...]) -> None:

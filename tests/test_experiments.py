@@ -67,9 +67,9 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch, devices):
-    config = changed(config, devices=devices)
+@pytest.mark.parametrize("devices, fsdp", [(1, 1), (2, 1), (8, 4)])
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch, devices, fsdp):
+    config = changed(config, devices=devices, fsdp=fsdp)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run.execute(config, whole)
     write = records.Metrics.write

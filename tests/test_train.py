@@ -11,7 +11,7 @@ import pytest
 from oracles import LinearGaussian
 
 import rtbjax
-from rtbjax import losses
+from rtbjax import losses, posterior
 from rtbjax.certificate import effective_sample_size
 from rtbjax.objective import LossInfo, path_log_ratio
 from rtbjax.sharding import data_mesh
@@ -41,19 +41,19 @@ BASELINES = {
 
 
 def batch(key, mesh):
-    posterior = Policy({"shift": jax.random.normal(key, (5, 2))}, CHAIN.shifted_apply)
+    shifted = Policy({"shift": jax.random.normal(key, (5, 2))}, CHAIN.shifted_apply)
     run = make_rollout(CHAIN.process, (16, 2), mesh)
     cond = jnp.arange(16, dtype=jnp.float32)[:, None]
-    paths = run(key, CHAIN.prior, posterior, cond, widen=0.2)
-    return posterior.params, paths._replace(log_reward=CHAIN.log_reward(paths.xs[-1]))
+    paths = run(key, CHAIN.prior, shifted, cond, widen=0.2)
+    return shifted.params, paths._replace(log_reward=CHAIN.log_reward(paths.xs[-1]))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_paths_do_not_depend_on_the_number_of_devices(key, devices):
     _, paths = batch(key, data_mesh(devices))
-    posterior = Policy({"shift": jax.random.normal(key, (5, 2))}, CHAIN.shifted_apply)
+    shifted = Policy({"shift": jax.random.normal(key, (5, 2))}, CHAIN.shifted_apply)
     plain = rtbjax.rollout(
-        key, CHAIN.process, CHAIN.prior, posterior, shape=(16, 2), cond=paths.cond, widen=jnp.float32(0.2)
+        key, CHAIN.process, CHAIN.prior, shifted, shape=(16, 2), cond=paths.cond, widen=jnp.float32(0.2)
     )
     np.testing.assert_allclose(paths.xs, plain.xs, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(paths.log_ratio, plain.log_ratio, rtol=1e-4, atol=1e-5)
@@ -102,8 +102,35 @@ def test_sharded_gradient_is_unsharded(key, name, group, given):
         state, info = update(init_state(jax.tree.map(jnp.array, params), optax.sgd(1.0)), paths, key)
         results[devices] = jax.device_get((state.params, info))
     for devices in (2, 8):
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), results[devices], results[1])
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), results[devices], results[1])
     moved = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), results[1][0], params)
+    assert all(change > 1e-3 for change in jax.tree.leaves(moved))
+
+
+def lora_policy(key):
+    """Adapters on a prior of one layer, both halves away from zero."""
+    weights = jax.random.normal(key, (2, 2))
+    prior = Policy({"kernel": 0.1 * weights}, lambda params, x, t, cond: x @ params["kernel"])
+    learner = posterior.lora(key, prior, 1)
+    return prior, learner.replace(params=jax.tree.map(lambda leaf: leaf + 0.1, learner.params))
+
+
+@pytest.mark.parametrize("name", LOG_Z)
+def test_sharded_adapters_are_unsharded(key, name):
+    log_z, extra = LOG_Z[name]
+    prior, learner = lora_policy(key)
+    results = {}
+    for devices in (1, 2, 8):
+        run = make_rollout(CHAIN.process, (16, 2), data_mesh(devices))
+        paths = run(key, prior, learner, jnp.arange(16, dtype=jnp.float32)[:, None])
+        paths = paths._replace(log_reward=CHAIN.log_reward(paths.xs[-1]))
+        objective = partial(_without_key, process=CHAIN.process, apply_fn=learner.apply_fn, log_z=log_z)
+        update = make_update(objective, optax.sgd(1.0), data_mesh(devices))
+        state, info = update(init_state({"policy": learner.params, **extra}, optax.sgd(1.0)), paths, key)
+        results[devices] = jax.device_get((paths, state.params, info))
+    for devices in (2, 8):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), results[devices], results[1])
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), results[1][1]["policy"], learner.params)
     assert all(change > 1e-3 for change in jax.tree.leaves(moved))
 
 
@@ -128,8 +155,8 @@ def test_training_from_the_prior_reaches_the_closed_form(key, name):
     update, run = make_update(objective, opt, mesh), make_rollout(chain.process, (128, 2), mesh)
     state = init_state(params, opt)
     for step in range(300):
-        posterior = Policy(state.params["policy"], chain.shifted_apply)
-        paths = run(jax.random.fold_in(key, step), chain.prior, posterior)
+        shifted = Policy(state.params["policy"], chain.shifted_apply)
+        paths = run(jax.random.fold_in(key, step), chain.prior, shifted)
         paths = paths._replace(log_reward=chain.log_reward(paths.xs[-1]))
         state, info = update(state, paths, key)
     np.testing.assert_allclose(info.log_z, chain.log_z, atol=0.02)

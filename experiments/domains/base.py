@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
+from experiments import hosts
 from experiments.errors import ConfigError
 from rtbjax import Policy, Process, RewardFn, Trajectory, rewards
+from rtbjax.sharding import parameter_shardings
 
 Samples = dict[str, np.ndarray]
 
@@ -131,15 +134,37 @@ class Domain:
         return x[0] if self.conditions is None else x
 
 
-def log_reward(domain: Domain, x: Array, cond: Any) -> Array:
+def placed(domain: Domain, mesh: Mesh) -> Domain:
+    """The domain with the parameters of its prior and its posterior where a mesh wants them."""
+    prior, posterior = (on_mesh(policy, mesh) for policy in (domain.prior, domain.posterior))
+    return dataclasses.replace(domain, prior=prior, posterior=posterior)
+
+
+def on_mesh(policy: Policy, mesh: Mesh) -> Policy:
+    """The policy with its parameters in parts, or whole on every device (`rtbjax.sharding.parameter_specs`)."""
+    return policy.replace(params=jax.device_put(policy.params, parameter_shardings(policy.params, mesh)))
+
+
+def log_reward(domain: Domain, x: Array, cond: Any) -> np.ndarray:
     """log r of a batch, asked for on the host and checked.
 
     Raises:
       RewardError: see `rtbjax.rewards.evaluate`.
     """
-    return jnp.asarray(rewards.evaluate(domain.log_reward, x, cond, log_bound=domain.log_bound))
+    return rewards.evaluate(domain.log_reward, x, cond, log_bound=domain.log_bound)
 
 
 def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
-    """The paths with their `log_reward`."""
-    return trajectory._replace(log_reward=log_reward(domain, trajectory.xs[-1], trajectory.cond))
+    """The paths with their `log_reward`; of several hosts each asks for its own.
+
+    Raises:
+      RewardError: on every process if on one.
+    """
+    x0, cond = trajectory.xs[-1], trajectory.cond
+    if x0.is_fully_addressable:
+        return trajectory._replace(log_reward=jnp.asarray(log_reward(domain, x0, cond)))
+    split: Any = trajectory.xs.sharding
+    with hosts.together(rewards.RewardError):
+        log_r = log_reward(domain, *jax.tree.map(hosts.local, (x0, cond)))
+    rows = NamedSharding(split.mesh, PartitionSpec(split.spec[1]))
+    return trajectory._replace(log_reward=hosts.from_local(log_r, rows))

@@ -13,7 +13,7 @@ from experiments.domains.base import Domain
 from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import one_of
+from experiments.settings import PRECISIONS, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, denoising_loss, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
@@ -48,9 +48,9 @@ def sample_mixture(key, batch):
     return means + STD * jax.random.normal(noise, (batch, 2))
 
 
-def network(width):
+def network(config: ConfigDict) -> PISNet:
     # Two outputs are the drift, two the log-std of a posterior that learns its variances; in the prior these stay 0.
-    return PISNet(features=4, width=width)
+    return PISNet(features=4, width=config.prior.width, dtype=PRECISIONS[config.precision])
 
 
 def prior_apply(net):
@@ -78,7 +78,7 @@ def build(config: ConfigDict) -> Domain:
     one_of(config, "posterior.kind", ("full", "classifier_guidance"))
     if config.steer.steps:
         raise ConfigError("config.steer.steps must be 0: this domain has no value to start from.")
-    net = network(config.prior.width)
+    net = network(config)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     params = weights.load(weights.locate(config.prior.weights), _abstract_params(net))
     prior = Policy(params, prior_apply(net))
@@ -95,7 +95,7 @@ def build(config: ConfigDict) -> Domain:
         posterior=posterior,
         log_reward=jax.jit(log_reward),
         log_bound=LOG_BOUND,
-        fingerprint=weights.fingerprint(params, "gmm", config.process.to_dict()),
+        fingerprint=weights.fingerprint(params, "gmm", config.process.to_dict(), *other_precision(config)),
         evaluate=evaluate,
         plot=plot,
     )
@@ -104,7 +104,7 @@ def build(config: ConfigDict) -> Domain:
 def pretrain(config: ConfigDict, workdir: Path) -> None:
     """Trains the prior and writes it to ``workdir/gmm_prior.safetensors``."""
     settings = config.pretrain
-    net = network(config.prior.width)
+    net = network(config)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     init_key, fit_key = jax.random.split(stream(config.seed, "pretrain"))
     params = net.init(init_key, jnp.zeros((1, 2)), jnp.float32(0.0))["params"]

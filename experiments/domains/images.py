@@ -17,7 +17,7 @@ from experiments.domains.base import Conditions, Domain, LogZ, Value
 from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import one_of
+from experiments.settings import PRECISIONS, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, Process, posterior, schedules
 from rtbjax.metrics.distances import diversity, frechet
@@ -64,7 +64,7 @@ def masks(asked: tuple[str, ...]) -> np.ndarray:
 
 
 def unet(config: ConfigDict) -> UNet:
-    return UNet(**config.prior.network)
+    return UNet(**config.prior.network, dtype=PRECISIONS[config.precision])
 
 
 def abstract_params(module, *inputs):
@@ -163,7 +163,11 @@ def build(config: ConfigDict) -> Domain:
         log_reward=jax.jit(log_reward),
         log_bound=0.0,
         fingerprint=weights.fingerprint(
-            params, classifier_params, config.process.to_dict(), *(list(classes(label)) for label in asked)
+            params,
+            classifier_params,
+            config.process.to_dict(),
+            *(list(classes(label)) for label in asked),
+            *other_precision(config),
         ),
         evaluate=make_evaluate(classifier, classifier_params, log_reward, asked),
         plot=plot,
@@ -199,7 +203,8 @@ def labelled_unet(config: ConfigDict) -> UNet:
     """A smaller U-Net, which knows the label where there are several."""
     asked = labels(config)
     num_classes = len(asked) if len(asked) > 1 else None
-    return UNet(out_channels=SHAPE[-1], num_classes=num_classes, **config.posterior.network)
+    dtype = PRECISIONS[config.precision]
+    return UNet(out_channels=SHAPE[-1], num_classes=num_classes, dtype=dtype, **config.posterior.network)
 
 
 def steered(key, config: ConfigDict, process: Process) -> Policy:

@@ -6,6 +6,8 @@ of a classifier with respect to its input sixteen times (measured, jaxlib 0.10).
 transposed explicitly, which costs little anywhere and leaves the same sums.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,18 +24,22 @@ class Conv(nn.Module):
       kernel_size: rows and columns.
       padding: ``SAME`` (zeros) or ``VALID``.
       kernel_init: of the kernel; the bias starts at zero.
+      dtype: of the computation; that of the inputs if None.
     """
 
     features: int
     kernel_size: tuple[int, int] = (3, 3)
     padding: str = "SAME"
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
         rows, cols = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (rows, cols, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.dtype is not None:
+            x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if self.padding == "SAME":
             sides = [((size - 1) // 2, size // 2) for size in self.kernel_size]
             x = jnp.pad(x, ((0, 0), *sides, (0, 0)))

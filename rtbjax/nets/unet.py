@@ -10,6 +10,7 @@ Shapes: B batch, [H, W, C] image, D embedding width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,6 +34,8 @@ class UNet(nn.Module):
       out_channels: channels of the output; those of the input if None.
       num_classes: number of labels, or None for a denoiser without labels. The label table has one
         row more, for the absent label.
+      dtype: the layers compute in, e.g. ``jnp.bfloat16``; parameters and output stay float32. That of
+        the inputs if None.
     """
 
     patch: int = 2
@@ -42,6 +45,7 @@ class UNet(nn.Module):
     num_heads: int = 4
     out_channels: int | None = None
     num_classes: int | None = None
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -56,32 +60,33 @@ class UNet(nn.Module):
         """
         if cond is not None and self.num_classes is None:
             raise ValueError("cond was given to a UNet with num_classes=None.")
-        embedding = embed_time(t, self.embed_dim)
+        embedding = embed_time(t, self.embed_dim, self.dtype)
         if self.num_classes is not None:
             cond = jnp.full(x.shape[:1], self.num_classes, jnp.int32) if cond is None else cond
-            embedding += nn.Embed(self.num_classes + 1, self.embed_dim, name="label")(cond)
+            embedding += nn.Embed(self.num_classes + 1, self.embed_dim, dtype=self.dtype, name="label")(cond)
         embedding = nn.silu(embedding)
 
-        skips = descend(x, embedding, self.patch, self.channels, self.num_blocks, self.num_heads)
+        skips = descend(x, embedding, self.patch, self.channels, self.num_blocks, self.num_heads, self.dtype)
         h = skips.pop()
         lowest = len(self.channels) - 1
         for level in reversed(range(lowest)):
             width = self.channels[level]
-            h = _depth_to_space(nn.Dense(4 * width, name=f"grow_{level}")(h), 2) + skips[level]
+            h = _depth_to_space(nn.Dense(4 * width, dtype=self.dtype, name=f"grow_{level}")(h), 2) + skips[level]
             for block in range(self.num_blocks[level]):
-                h = ResidualBlock(width, name=f"up_{level}_{block}")(h, embedding)
-        h = nn.silu(nn.RMSNorm(name="norm")(h))
+                h = ResidualBlock(width, dtype=self.dtype, name=f"up_{level}_{block}")(h, embedding)
+        h = nn.silu(nn.RMSNorm(dtype=self.dtype, name="norm")(h))
         pixels = self.patch**2 * (self.out_channels or x.shape[-1])
-        h = Conv(pixels, kernel_init=nn.initializers.zeros, name="head")(h)
-        return _depth_to_space(h, self.patch)
+        h = Conv(pixels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="head")(h)
+        return _depth_to_space(h, self.patch).astype(x.dtype)
 
 
-def embed_time(t: Float[Array, "*B"], dim: int) -> Float[Array, "N {dim}"]:
+def embed_time(t: Float[Array, "*B"], dim: int, dtype: Any = None) -> Float[Array, "N {dim}"]:
     """Embedding of a scalar t (N is 1) or of one per sample; its layers belong to the module that calls."""
     if t.ndim > 1:
         raise ValueError(f"t must be a scalar or one value per sample, got shape {t.shape}.")
     waves = timestep_embedding(t.reshape(-1), dim)
-    return nn.Dense(dim, name="time_out")(nn.silu(nn.Dense(dim, name="time_in")(waves)))
+    h = nn.silu(nn.Dense(dim, dtype=dtype, name="time_in")(waves))
+    return nn.Dense(dim, dtype=dtype, name="time_out")(h)
 
 
 def descend(
@@ -91,6 +96,7 @@ def descend(
     channels: Sequence[int],
     num_blocks: Sequence[int],
     num_heads: int,
+    dtype: Any = None,
 ) -> list[Float[Array, "B h w F"]]:
     """The way down: one grid of features per level, finest first; its layers belong to the module that calls.
 
@@ -100,16 +106,16 @@ def descend(
     factor = patch * 2 ** (len(channels) - 1)
     if x.shape[1] % factor or x.shape[2] % factor:
         raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
-    h = Conv(channels[0], name="stem")(_space_to_depth(x, patch))
+    h = Conv(channels[0], dtype=dtype, name="stem")(_space_to_depth(x, patch))
     grids = []
     for level, (width, depth) in enumerate(zip(channels, num_blocks, strict=True)):
         if level > 0:
-            h = nn.Dense(width, name=f"shrink_{level}")(_space_to_depth(h, 2))
+            h = nn.Dense(width, dtype=dtype, name=f"shrink_{level}")(_space_to_depth(h, 2))
         for block in range(depth):
-            h = ResidualBlock(width, name=f"down_{level}_{block}")(h, embedding)
+            h = ResidualBlock(width, dtype=dtype, name=f"down_{level}_{block}")(h, embedding)
         grids.append(h)
     if num_heads:
-        grids[-1] = Attention(num_heads, name="attention")(grids[-1])
+        grids[-1] = Attention(num_heads, dtype=dtype, name="attention")(grids[-1])
     return grids
 
 
@@ -117,32 +123,35 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions; the embedding scales and shifts the features between them."""
 
     width: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, h: Float[Array, "B H W F"], embedding: Float[Array, "N D"]) -> Float[Array, "B H W F"]:
         """N is 1 or B; F is ``width``."""
-        film = nn.Dense(2 * self.width, name="film")(embedding)
+        film = nn.Dense(2 * self.width, dtype=self.dtype, name="film")(embedding)
         scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
-        r = Conv(self.width, name="conv_in")(nn.silu(nn.RMSNorm(name="norm_in")(h)))
-        r = nn.silu(nn.RMSNorm(name="norm_out")(r) * (1.0 + scale) + shift)
+        r = Conv(self.width, dtype=self.dtype, name="conv_in")(nn.silu(nn.RMSNorm(dtype=self.dtype, name="norm_in")(h)))
+        r = nn.silu(nn.RMSNorm(dtype=self.dtype, name="norm_out")(r) * (1.0 + scale) + shift)
         zeros = nn.initializers.zeros
-        return h + Conv(self.width, kernel_init=zeros, name="conv_out")(r)
+        return h + Conv(self.width, kernel_init=zeros, dtype=self.dtype, name="conv_out")(r)
 
 
 class Attention(nn.Module):
     """Residual self-attention over the positions of a feature grid."""
 
     num_heads: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, h: Float[Array, "B H W F"]) -> Float[Array, "B H W F"]:
         """F must divide by ``num_heads``."""
         batch, rows, cols, width = h.shape
-        tokens = nn.RMSNorm(name="norm")(h).reshape(batch, rows * cols, width)
+        tokens = nn.RMSNorm(dtype=self.dtype, name="norm")(h).reshape(batch, rows * cols, width)
         heads = (batch, rows * cols, self.num_heads, width // self.num_heads)
-        q, k, v = jnp.split(nn.Dense(3 * width, name="qkv")(tokens), 3, axis=-1)
-        mixed = nn.dot_product_attention(q.reshape(heads), k.reshape(heads), v.reshape(heads))
-        out = nn.Dense(width, kernel_init=nn.initializers.zeros, name="out")
+        q, k, v = jnp.split(nn.Dense(3 * width, dtype=self.dtype, name="qkv")(tokens), 3, axis=-1)
+        q, k, v = (a.reshape(heads) for a in (q, k, v))
+        mixed = nn.dot_product_attention(q, k, v, force_fp32_for_softmax=True)
+        out = nn.Dense(width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")
         return h + out(mixed.reshape(tokens.shape)).reshape(h.shape)
 
 

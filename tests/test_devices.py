@@ -1,0 +1,80 @@
+"""The numbers of a run do not depend on how many devices share it: paths, log-probabilities, gradients, metrics."""
+
+import jax
+import numpy as np
+import pytest
+from shrunk import changed, gmm
+
+from experiments import objectives, optimizers, settings
+from experiments.domains import gmm as gmm_domain
+from experiments.domains.base import placed
+from experiments.proposal import Proposal
+from rtbjax.sharding import MIN_SPLIT, data_mesh
+from rtbjax.train import init_state, make_update
+
+STEPS = 2  # The second draws from what the first has put into the buffers.
+
+
+def everything(folder):
+    """A batch in which every behaviour has its part, in the order in which `settings.path_counts` names them."""
+    config = changed(
+        gmm(folder),
+        train__batch_size=64,
+        behaviour__prior=0.25,
+        behaviour__accepted=0.25,
+        behaviour__noised=0.125,
+        behaviour__replay=0.125,
+        behaviour__prior_paths=32,
+        behaviour__widen=0.3,
+        behaviour__widen_until=10,
+        behaviour__capacity=64,
+        train__warmup_steps=0,
+    )
+    assert all(settings.path_counts(config).values())
+    return config
+
+
+def steps(config, mesh):
+    """Batches, buffers, parameters and infos of the first steps."""
+    domain = placed(gmm_domain.build(config), mesh)
+    optimizer = optimizers.make(config)
+    source, update = Proposal(config, domain, mesh), make_update(objectives.make(config, domain), optimizer, mesh)
+    state = init_state(objectives.initial_params(config, domain), optimizer, mesh)
+    buffers = source.init(jax.random.key(1))
+    seen = []
+    for step in range(STEPS):
+        key = jax.random.fold_in(jax.random.key(2), step)
+        trajectory, buffers = source.propose(key, step, state.params["policy"], buffers)
+        state, info = update(state, trajectory, key)
+        seen.append(jax.device_get((trajectory, buffers, state.params, info)))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A config and its steps on one device."""
+    config = everything(tmp_path_factory.mktemp("alone"))
+    return config, steps(config, data_mesh(1))
+
+
+def assert_same(some, others):
+    """To 1e-5 of each array's largest number: log r is a difference of larger ones, which do not all share its sign."""
+
+    def close(a, b):
+        largest = np.max(np.abs(b), initial=1.0, where=np.isfinite(b))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest)
+
+    jax.tree.map(close, some, others)
+
+
+@pytest.mark.parametrize("devices, fsdp", [(2, 1), (8, 1), (8, 4)])
+def test_every_behaviours_steps_are_those_on_one_device(alone, devices, fsdp):
+    config, expected = alone
+    assert_same(steps(config, data_mesh(devices, fsdp)), expected)
+
+
+def test_the_parts_of_a_run_with_parameters_in_parts_are_parts(alone):
+    config, _ = alone
+    domain = placed(gmm_domain.build(config), data_mesh(8, 4))
+    split = [leaf for leaf in jax.tree.leaves(domain.prior.params) if leaf.size >= MIN_SPLIT]
+    assert split and all(leaf.addressable_shards[0].data.size == leaf.size // 4 for leaf in split)

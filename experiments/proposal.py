@@ -15,6 +15,7 @@ from experiments import settings
 from experiments.accepted import Accepted
 from experiments.domains.base import Domain, rewarded
 from experiments.errors import ConfigError, UserError
+from experiments.finite import NotFinite
 from rtbjax import Policy, Trajectory, behaviour, replay, rescore
 from rtbjax.sharding import DATA_AXIS
 from rtbjax.train import make_rollout
@@ -123,7 +124,11 @@ class Proposal:
         return buffers._replace(accepted=accepted)
 
     def propose(self, key: Array, step: int, params: Any, buffers: Buffers) -> tuple[Trajectory, Buffers]:
-        """The batch of a step, and what the behaviours remember after it."""
+        """The batch of a step, and what the behaviours remember after it.
+
+        Raises:
+          RewardError: see `rtbjax.rewards.evaluate`; ``buffers`` are then as they were.
+        """
         keys = dict(
             zip(
                 ("on_policy", "prior", "fresh", "accept", "accepted", "pick", "noised", "visit", "replay"),
@@ -133,17 +138,19 @@ class Proposal:
         )
         domain, prior = self._domain, self._domain.prior
         accepted, visited = buffers
-        parts = []
+        parts, fresh = [], None
+        # All rewards are asked for before a buffer is given away to be changed: one that fails loses nothing.
         if self._paths["on_policy"]:
             roll, width = self._roll["on_policy"], float(self._width(step))
-            parts.append(rewarded(domain, roll(keys["on_policy"], prior, self._current(params), widen=width)))
-            if visited is not None:
-                visited = self._remember(visited, parts[0])
+            parts.append(self._rewarded(roll(keys["on_policy"], prior, self._current(params), widen=width)))
         if self._paths["prior"]:
-            of_prior = rewarded(domain, self._roll["prior"](keys["prior"], prior, look=domain.posterior.look))
+            of_prior = self._rewarded(self._roll["prior"](keys["prior"], prior, look=domain.posterior.look))
             parts.append(self._rescored(params, of_prior))
         if self._accepted is not None and self._roll_fresh is not None:
-            fresh = rewarded(domain, self._roll_fresh(keys["fresh"], prior))
+            fresh = self._rewarded(self._roll_fresh(keys["fresh"], prior))
+        if visited is not None and self._paths["on_policy"]:
+            visited = self._remember(visited, parts[0])
+        if self._accepted is not None and fresh is not None:
             accepted = self._accepted.keep(keys["accept"], accepted, fresh)
         if self._paths["accepted"]:
             parts.append(
@@ -157,10 +164,16 @@ class Proposal:
             parts.append(self._renoised(keys["replay"], params, ends["x0"], ends["log_reward"]))
         return parts[0] if len(parts) == 1 else self._mix(*parts), Buffers(accepted, visited)
 
+    def _rewarded(self, trajectory: Trajectory) -> Trajectory:
+        """With a log r that is no number where the samples are none: the update skips the step, and counts it."""
+        try:
+            return rewarded(self._domain, trajectory)
+        except NotFinite:
+            return trajectory._replace(log_reward=jnp.full(trajectory.xs.shape[1], jnp.nan))
+
     def _add_visited(self, buffer: replay.Buffer, trajectory: Trajectory) -> replay.Buffer:
         items = {"x0": trajectory.xs[-1], "log_reward": trajectory.log_reward}
-        everything = jnp.ones(trajectory.xs.shape[1], bool)
-        return replay.add(buffer, items, everything, self._beta * trajectory.log_reward)
+        return replay.add(buffer, items, jnp.isfinite(trajectory.log_reward), self._beta * trajectory.log_reward)
 
 
 def check_cost(drawn: int, have: int, wanted: int, size: int) -> None:

@@ -1,6 +1,5 @@
 """The border between a config and the code: every field is checked before anything is computed."""
 
-import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,6 +8,7 @@ from experiments.errors import ConfigError
 from experiments.objectives import BASELINES
 from experiments.optimizers import RULES
 
+LARGEST = 2**31 - 1  # Of a count or a size in JAX; neither infinite nor NaN is smaller.
 _REGRESSIONS = ("steer", "pretrain")  # What `experiments.pretrain.fit` reads.
 
 
@@ -18,6 +18,7 @@ def _of_each(field: str) -> tuple[str, ...]:
 
 _AT_LEAST = {
     0: (
+        "seed",
         "train.steps",
         "train.warmup_steps",
         "behaviour.warm_accepted",
@@ -34,9 +35,13 @@ _AT_LEAST = {
         "steer.steps",
         *_of_each("weight_decay"),
         "devices",
+        "reward.retries",
+        "reward.retry_seconds",
+        "reward.timeout",
     ),
     1: (
         "train.batch_size",
+        "train.max_skipped",
         "objective.chunk",
         "checkpoint.every",
         "checkpoint.keep",
@@ -56,6 +61,7 @@ _POSITIVE = (
     "train.learning_rate",
     "train.log_z_learning_rate",
     "train.clip_norm",
+    "train.log_z_limit",
     "objective.beta",
     "behaviour.replay_temperature",
     *_of_each("learning_rate"),
@@ -94,8 +100,9 @@ def check(config: ConfigDict) -> None:
 
 def _require(config: ConfigDict, name: str, allowed: str, ok) -> None:
     value = get(config, name)
-    if not (math.isfinite(value) and ok(value)):
-        raise ConfigError(f"config.{name} must be {allowed}, got {value}.")
+    if not (-LARGEST <= value <= LARGEST and ok(value)):
+        limit = f" and at most {LARGEST}" if LARGEST < value < float("inf") else ""
+        raise ConfigError(f"config.{name} must be {allowed}{limit}, got {value}.")
 
 
 def _check_steps(config: ConfigDict) -> None:
@@ -125,6 +132,16 @@ def _check_paths(config: ConfigDict) -> None:
             f"config.objective.loss={config.objective.loss} is a policy gradient and learns from its own paths alone: "
             f"set {fields} to 0."
         )
+
+
+def patience(config: ConfigDict) -> dict[str, float | None]:
+    """With a reward that fails, as `rtbjax.rewards.evaluate` takes it."""
+    reward = config.reward
+    return {
+        "retries": reward.retries,
+        "retry_seconds": reward.retry_seconds,
+        "timeout": reward.timeout or None,
+    }
 
 
 def path_counts(config: ConfigDict) -> dict[str, int]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from experiments.finite import NotFinite, finite
 from rtbjax import Policy, Process, RewardFn, Trajectory, rewards
 
 Samples = dict[str, np.ndarray]
@@ -38,6 +39,7 @@ class Domain:
       event_shape: of one sample.
       prior: frozen.
       posterior: the parametrisation to train, at its start.
+      patience: with a reward that fails: ``retries``, ``retry_seconds`` and ``timeout`` of `rtbjax.rewards.evaluate`.
       value: what steers the posterior at first (`experiments.warm_start`), or None.
       log_reward: log r, ``(x, cond) -> f[B]``.
       log_bound: declared bound on log r, or None.
@@ -58,13 +60,18 @@ class Domain:
     evaluate: Callable[[Samples], dict[str, Any]]
     plot: Callable[[Path, Samples], None]
     value: Value | None = None
+    patience: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
     """The paths with their ``log_reward``, asked for on the host and checked.
 
     Raises:
+      NotFinite: the samples are no numbers, which is not the reward's fault.
       RewardError: see `rtbjax.rewards.evaluate`.
     """
-    log_reward = rewards.evaluate(domain.log_reward, trajectory.xs[-1], trajectory.cond, log_bound=domain.log_bound)
+    x = trajectory.xs[-1]
+    if not finite(x):
+        raise NotFinite("There are samples that are not finite: the network that drew them gives no numbers there.")
+    log_reward = rewards.evaluate(domain.log_reward, x, trajectory.cond, log_bound=domain.log_bound, **domain.patience)
     return trajectory._replace(log_reward=jnp.asarray(log_reward))

@@ -42,6 +42,15 @@ def base() -> ConfigDict:
     config.train.warmup_steps = 0
     config.train.log_z_learning_rate = 0.1
     config.train.clip_norm = 1.0
+    # A step with a loss or gradient that is not finite, or a log Z beyond the limit, is skipped and counted.
+    config.train.log_z_limit = 1e6  # Nats. There float32 knows a log Z to 0.06.
+    config.train.max_skipped = 10  # Steps skipped in a row before the run stops.
+
+    # Patience with a reward that raises, hangs, or gives no number: then the run saves what is done and stops.
+    config.reward = ConfigDict()
+    config.reward.retries = 2
+    config.reward.retry_seconds = 1.0
+    config.reward.timeout = 0.0  # Seconds to wait for an answer; 0: for ever.
 
     config.objective = ConfigDict()
     config.objective.loss = "rtb"  # rtb | reinforce | reinforce_reward | ddpo | dpok

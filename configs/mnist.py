@@ -29,7 +29,8 @@ def get_config(variant: str = ""):
         "weights": "weights/mnist_prior.safetensors",
         "network": {"patch": 2, "channels": (32, 128), "num_blocks": (1, 1)},
     }
-    config.reward = {"label": "7", "weights": "weights/mnist_classifier.safetensors"}
+    config.reward.label = "7"
+    config.reward.weights = "weights/mnist_classifier.safetensors"
     config.process.num_steps = 32
     config.process.spacing = "log_snr"
     config.process.variance = "fixed_small"

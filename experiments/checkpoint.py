@@ -1,5 +1,9 @@
 """Checkpoints of everything a run needs to go on: parameters, optimizer, buffers, step, seconds spent."""
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,14 @@ from jaxtyping import PyTree
 
 from experiments import hosts
 from experiments.errors import UserError
+from experiments.weights import fingerprint
+
+ITEM = "state"  # Named, since a manager of nameless ones reads all as it finds the newest, damaged or not.
+# What a system says that refuses to write.
+REFUSALS = tuple(
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+)
 
 
 class CheckpointError(UserError):
@@ -19,19 +31,50 @@ class CheckpointError(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Keys are folded from the seed and the step, so none is stored."""
+    """The checkpoints of one workdir. Keys are folded from the seed and the step, so none is stored.
+
+    Each holds a hash of its contents: the arrays' own format notices most damage, but not every flipped bit.
+
+    Raises:
+      CheckpointError: the folder cannot be made or read.
+    """
 
     def __init__(self, directory: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,  # What a kill left half written.
+        )
         self._directory = directory
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        try:
+            self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{directory} cannot be used for checkpoints ({_reason(error)}): it must be a folder that can be "
+                "written to."
+            ) from error
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Writes the tree, every process its parts; complete on disk when this returns."""
+        """Writes the tree, every process its parts; complete on disk when this returns.
+
+        Raises:
+          CheckpointError: it cannot be written; those before it are still there.
+        """
         # What lies on no mesh is the same on every host, and orbax takes it from the first as NumPy only.
         tree = jax.tree.map(lambda leaf: leaf if _on_mesh(leaf) else np.asarray(leaf), tree)
-        self._manager.save(step, args=ocp.args.StandardSave(tree))
-        self._manager.wait_until_finished()
+        try:
+            with _silent():
+                saved = ocp.args.StandardSave({"tree": tree, "hash": _hash(tree)})
+                self._manager.save(step, args=ocp.args.Composite(**{ITEM: saved}))
+                self._manager.wait_until_finished()
+        except Exception as error:
+            if not _refused(error):
+                raise
+            raise CheckpointError(
+                f"The checkpoint of step {step} cannot be written to {self._directory} ({_reason(error)}); once it "
+                "can, the same command goes on from the one before."
+            ) from error
 
     def restore(self, like: PyTree) -> tuple[int, Any] | None:
         """The newest readable checkpoint as ``(step, tree)``, or None if there is none at all.
@@ -44,11 +87,17 @@ class Checkpoints:
           CheckpointError: there are checkpoints, and not one of them can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        blank = {"tree": like, "hash": _hash(())}
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, blank)
         for position, step in enumerate(steps):
             tree = None
             try:
-                tree = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                wanted = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore(abstract)})
+                found = self._manager.restore(step, args=wanted)[ITEM]
+                saved, now = np.asarray(found["hash"]), _hash(found["tree"])
+                if saved.any() and now.any() and not np.array_equal(saved, now):
+                    raise CheckpointError("it is not what was saved")
+                tree = found["tree"]
             except Exception as error:
                 logging.warning("Checkpoint %d cannot be read, trying the one before: %s", step, _first_line(error))
             if not hosts.agreed(tree is not None):
@@ -73,6 +122,35 @@ class Checkpoints:
 
 def _on_mesh(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+
+
+def _hash(tree: PyTree) -> np.ndarray:
+    """Of the contents; zeros where several processes hold them, of which none sees all."""
+    digest = np.frombuffer(fingerprint(()).encode(), np.uint8)
+    if jax.process_count() > 1:
+        return np.zeros_like(digest)
+    return np.frombuffer(fingerprint(jax.device_get(tree)).encode(), np.uint8)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Threads that write log the traceback of an error that is raised, and said, here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the system refused to write."""
+    return isinstance(error, OSError) or _reason(error) in REFUSALS
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words: the writers of arrays hide them among many."""
+    return next((reason for reason in REFUSALS if reason in str(error)), _first_line(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -153,6 +153,21 @@ def evaluate(
     return {"certificate": certify(domain, ours.gap, known, upper), "metrics": metrics}
 
 
+def finished(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or None.
+
+    Raises:
+      WorkdirError: there is one that no run has written.
+    """
+    summary = records.read_summary(workdir)
+    try:
+        if summary is not None:
+            report(summary)
+    except (KeyError, TypeError, ValueError) as error:
+        raise records.WorkdirError(f"{workdir}/summary.json is incomplete; delete it to evaluate again.") from error
+    return summary
+
+
 def report(summary: dict[str, Any]) -> str:
     """The certificate as a person reads it."""
     c = summary["certificate"]
@@ -168,15 +183,13 @@ def report(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def summarise(
-    config: ConfigDict, domain: Domain, result: dict[str, Any], seconds: dict[str, float | None], workdir: Path
-):
-    """Writes ``summary.json``."""
+def summarise(config: ConfigDict, domain: Domain, result: dict[str, Any], training: dict[str, Any], workdir: Path):
+    """Writes ``summary.json``; ``training`` holds ``seconds`` and the number of steps ``skipped``."""
     summary = {
         "domain": domain.name,
         "data_source": domain.data_source,
         "steps": config.train.steps,
-        "seconds": seconds,
+        **training,
         "certificate": result["certificate"],
         "metrics": result["metrics"],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -57,6 +57,11 @@ def agreed(condition: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.bool_(condition))))
 
 
+def any_of(condition: bool) -> bool:
+    """Whether it holds on some host."""
+    return not agreed(not condition)
+
+
 @contextmanager
 def together(kind: type[Exception]) -> Iterator[None]:
     """Around what each process does by itself: an error of this kind on one of them is an error on all.

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from experiments import hosts, objectives, optimizers, parity, records, settings, warm_start, weights
+from experiments import hosts, objectives, optimizers, parity, records, settings, stopping, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
-from experiments.finite import Diverged, finite
+from experiments.finite import Diverged, blame, finite
 from experiments.proposal import Proposal, widening
 from experiments.streams import stream
 from rtbjax import Policy, Trajectory, certificate, train
@@ -67,26 +68,30 @@ class Trained(NamedTuple):
     policy: the posterior.
     seconds: in the loop and what comes before its first step, over all sittings, each up to its last checkpoint.
     earlier: of these, in sittings before this one.
+    skipped: steps that taught nothing (see `rtbjax.make_update`).
     """
 
     policy: Policy
     seconds: float
     earlier: float
+    skipped: int
 
 
 def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Clock) -> Trained:
     """Trains, or goes on training.
 
     Raises:
-      Diverged: loss, gradient or parameters are no longer finite; the checkpoints are all from before.
-      RewardError: see `rtbjax.rewards.evaluate`.
-      CheckpointError: there are checkpoints and none can be read, or there ought to be.
+      Diverged: too many steps in a row were skipped, or parameters are not finite, which are never saved.
+      RewardError: see `rtbjax.rewards.evaluate`; what was done before is saved.
+      CheckpointError: there are checkpoints and none can be read, or there ought to be; or one cannot be written.
+      WriteError: see `experiments.files.replacing`.
+      Terminated: SIGTERM came; what is done is saved.
     """
     steps = config.train.steps
     # Order matters: whatever a resumed run repeats must come after the restore, and the step's own key is folded from
     # the seed and the step, so that a resumed run draws what an uninterrupted one would.
     optimizer = optimizers.make(config)
-    update = train.make_update(objectives.make(config, domain), optimizer, mesh)
+    update = train.make_update(objectives.make(config, domain), optimizer, mesh, log_z_limit=config.train.log_z_limit)
     parity_of = parity.checker(domain)
     source = Proposal(config, domain, mesh)
     state = train.init_state(objectives.initial_params(config, domain), optimizer, mesh)
@@ -114,45 +119,73 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     def spent() -> float:
         return earlier + time.monotonic() - started
 
-    def check_finite(step: int, *numbers: PyTree) -> None:
-        if not finite((state.params, numbers)):
-            raise Diverged(
-                f"Loss, gradient or parameters are not finite at step {step}; {last_good(checkpoints, workdir)}, and a "
-                "smaller config.train.learning_rate or config.train.clip_norm in another --workdir may help."
-            )
+    def save(done: int) -> None:
+        if checkpoints.latest() == done:
+            return
+        if not finite(state.params):
+            raise Diverged(f"The parameters are not finite at step {done}; {last_good(checkpoints, workdir)}.")
+        checkpoints.save(done, {"state": state, "buffers": buffers, "seconds": np.float64(spent())})
+
+    def check_taught(done: int, trajectory: Trajectory, info: train.StepInfo) -> None:
+        # Only now and then: it waits for the step.
+        if (in_row := int(state.skipped_in_row)) < min(config.train.max_skipped, steps):
+            return
+        objective = config.objective
+        own = np.tile(np.arange(config.train.batch_size // groups) < on_policy, groups)
+        blamed = blame(trajectory, info, own=own, beta=objective.beta, learned=objective.log_z == "learned")
+        raise Diverged(
+            f"{in_row} steps in a row, up to step {done}, were skipped: loss or gradient were not finite, or log Z was "
+            f"beyond config.train.log_z_limit. To blame is {blamed}; {last_good(checkpoints, workdir)}, and a "
+            "smaller config.train.learning_rate or config.train.clip_norm in another --workdir may help."
+        )
 
     key = stream(config.seed, "train")
     on_policy, groups, width = settings.path_counts(config)["on_policy"], settings.groups(config), widening(config)
     metrics = records.Metrics(workdir / "metrics.jsonl", first)
-    with hosts.progress(total=steps, initial=first, desc=domain.name, unit="step") as bar:
+    with (
+        hosts.progress(total=steps, initial=first, desc=domain.name, unit="step") as bar,
+        stopping.deferred() as asked_to_stop,
+    ):
         for step in range(first, steps):
             propose_key, update_key = jax.random.split(jax.random.fold_in(key, step))
             try:
                 trajectory, buffers = source.propose(propose_key, step, state.params["policy"], buffers)
-            except RewardError:
-                check_finite(step)  # Samples of broken parameters are not the reward's fault.
-                raise
+            except RewardError as error:
+                save(step)
+                raise RewardError(
+                    f"{error} What was done is saved: the same command goes on at step {step}."
+                ) from error
             done = step + 1
-            logged = done % config.log.every == 0 or done == steps
-            difference = parity_of(state.params["policy"], trajectory) if logged else None  # The update donates them.
+            to_log, to_save = (
+                done % every == 0 or done == steps for every in (config.log.every, config.checkpoint.every)
+            )
+            difference = parity_of(state.params["policy"], trajectory) if to_log else None  # The update donates them.
             state, info = update(state, trajectory, update_key)
             clock.step_done(state)
             if difference is not None:
                 values = summarise(info, trajectory, 0 if float(width(step)) else on_policy, groups)
                 values["parity"] = float(difference)
                 parity.warn(done, values["parity"])
+                values["skipped"] = int(state.skipped)
                 metrics.write(done, values | {"seconds": round(spent(), 3)})
                 shown = {"loss": "loss", "log Z": "log_z", "ELBO": "elbo", "ESS": "ess"}
                 bar.set_postfix({k: f"{values[v]:.3g}" for k, v in shown.items() if v in values}, refresh=False)
-                check_finite(done, info.loss, info.grad_norm)
             bar.update()
-            if done % config.checkpoint.every == 0 or done == steps:
-                check_finite(done, info.loss, info.grad_norm)
-                checkpoints.save(done, {"state": state, "buffers": buffers, "seconds": np.float64(spent())})
+            if to_log or to_save:
+                check_taught(done, trajectory, info)
+            stop = hosts.any_of(asked_to_stop())
+            if to_save or stop:
+                save(done)
+            if stop and done < steps:
+                raise stopping.Terminated(f"stopped by SIGTERM; the same command goes on at step {done}.")
     metrics.close()
     checkpoints.close()
+    if skipped := int(state.skipped):
+        logging.warning(
+            "%d of %d steps were skipped: loss or gradient were not finite, or log Z too large.", skipped, steps
+        )
     weights.save(workdir / "final_params.safetensors", state.params, {"domain": domain.name, "steps": steps})
-    return Trained(domain.posterior.replace(params=state.params["policy"]), spent(), earlier)
+    return Trained(domain.posterior.replace(params=state.params["policy"]), spent(), earlier, skipped)
 
 
 def last_good(checkpoints: Checkpoints, workdir: Path) -> str:
@@ -188,7 +221,8 @@ def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int, grou
     if on_policy:
         gap, log_r = (hosts.whole(a).reshape(groups, -1)[:, :on_policy] for a in (info.gap, trajectory.log_reward))
         values["elbo"] = float(gap.mean())
-        values["ess"] = float(np.mean([certificate.effective_sample_size(one) for one in gap]))
+        even = [certificate.effective_sample_size(one) if np.isfinite(one).all() else np.nan for one in gap]
+        values["ess"] = float(np.mean(even))
         values["log_reward"] = float(log_r.mean())
     return values
 

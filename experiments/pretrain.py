@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from experiments import hosts
+from experiments import hosts, stopping
 from experiments.checkpoint import Checkpoints
 from experiments.finite import Diverged, finite
 from experiments.optimizers import RULES, learning_rate
@@ -47,6 +47,7 @@ def fit(
 
     Raises:
       Diverged: loss or parameters are no longer finite; such a state is not saved.
+      Terminated: SIGTERM came; what is done is saved.
     """
     schedule = learning_rate(settings.learning_rate, max(1, settings.steps // 20), settings.steps)
     rule = RULES[settings.optimizer](schedule, weight_decay=settings.weight_decay)
@@ -75,14 +76,18 @@ def fit(
         start, carry = found[0], found[1]["carry"]
         hosts.say(f"Resuming {label} at step {start} of {settings.steps}.")
     saved = start
-    with hosts.progress(total=settings.steps, initial=start, desc=label, unit="step", mininterval=1.0) as bar:
+    with (
+        hosts.progress(total=settings.steps, initial=start, desc=label, unit="step", mininterval=1.0) as bar,
+        stopping.deferred() as asked_to_stop,
+    ):
         for first in range(start, settings.steps, steps_per_call):
             carry, values = run(carry, first, data)
             on_call(carry)
             done = first + steps_per_call
             bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
             bar.update(min(steps_per_call, settings.steps - first))
-            if done - saved >= settings.checkpoint_every or done >= settings.steps:
+            stop = hosts.any_of(asked_to_stop())
+            if done - saved >= settings.checkpoint_every or done >= settings.steps or stop:
                 if not finite((carry[0], values)):
                     raise Diverged(
                         f"Training the {label} went beyond finite numbers before step {done}: choose a smaller "
@@ -90,5 +95,9 @@ def fit(
                     )
                 checkpoints.save(done, {"carry": carry})
                 saved = done
+            if stop and done < settings.steps:
+                raise stopping.Terminated(
+                    f"stopped by SIGTERM; the same command goes on at step {done} of the {label}."
+                )
     checkpoints.close()
     return carry[2]

@@ -14,6 +14,7 @@ from experiments import hosts, settings
 from experiments.accepted import Accepted
 from experiments.domains.base import Conditions, Domain, log_reward, rewarded, rows
 from experiments.errors import ConfigError, UserError
+from experiments.finite import NotFinite
 from rtbjax import Policy, Trajectory, behaviour, replay, rescore
 from rtbjax.sharding import batch_devices
 from rtbjax.train import make_rollout
@@ -152,6 +153,9 @@ class Proposal:
         """The batch of a step, and what the behaviours remember after it.
 
         The paths of a condition are neighbours; among them the on-policy ones come first.
+
+        Raises:
+          RewardError: see `rtbjax.rewards.evaluate`; ``buffers`` are then as they were.
         """
         keys = dict(
             zip(
@@ -164,18 +168,22 @@ class Proposal:
         accepted, visited = buffers
         chosen = self._choose(key)
         cond = {name: self._repeat(chosen, count) for name, count in self._paths.items()}
-        parts = []
+        parts, fresh, data = [], None, None
+        # All rewards are asked for before a buffer is given away to be changed: one that fails loses nothing.
         if self._paths["on_policy"]:
             roll, width = self._roll["on_policy"], float(self._width(step))
             own = roll(keys["on_policy"], prior, self._current(params), cond=cond["on_policy"], widen=width)
-            parts.append(rewarded(domain, own))
-            if visited is not None:
-                visited = self._remember(visited, chosen, parts[0])
+            parts.append(self._rewarded(own))
         if self._paths["prior"]:
             of_prior = self._roll["prior"](keys["prior"], prior, cond=cond["prior"], look=domain.posterior.look)
-            parts.append(self._rescored(params, rewarded(domain, of_prior)))
+            parts.append(self._rescored(params, self._rewarded(of_prior)))
+        if chosen is not None and self._paths["noised"]:
+            data = self._examples(chosen, cond["noised"])
         if self._accepted is not None and self._roll_fresh is not None:
-            fresh = rewarded(domain, self._roll_fresh(keys["fresh"], prior))
+            fresh = self._rewarded(self._roll_fresh(keys["fresh"], prior))
+        if visited is not None and self._paths["on_policy"]:
+            visited = self._remember(visited, chosen, parts[0])
+        if self._accepted is not None and fresh is not None:
             accepted = self._accepted.keep(keys["accept"], accepted, fresh)
         if self._paths["accepted"]:
             assert self._accepted is not None
@@ -183,8 +191,10 @@ class Proposal:
                 self._rescored(params, self._accepted.sample(keys["accepted"], accepted, self._paths["accepted"]))
             )
         if self._paths["noised"]:
-            x0, log_r = self._ends(keys["pick"], accepted, chosen, cond["noised"])
-            parts.append(self._renoised(keys["noised"], prior, params, x0, log_r, cond["noised"]))
+            if data is None:
+                ends = replay.sample(keys["pick"], accepted, self._paths["noised"])
+                data = ends["xs"][:, -1], ends["log_reward"]
+            parts.append(self._renoised(keys["noised"], prior, params, *data, cond["noised"]))
         if self._paths["replay"]:
             ends = self._recall(keys["visit"], visited, chosen)
             parts.append(self._renoised(keys["replay"], prior, params, ends["x0"], ends["log_reward"], cond["replay"]))
@@ -205,16 +215,19 @@ class Proposal:
             return None
         return rows(self._domain.conditions.values, jnp.repeat(chosen, count))
 
-    def _ends(self, key: Array, accepted: replay.Buffer | None, chosen: Array | None, cond: Any) -> tuple[Array, Array]:
-        """What is to be noised, and its log r."""
-        count = self._paths["noised"]
-        if chosen is None or self._domain.conditions is None:
-            assert accepted is not None
-            ends = replay.sample(key, accepted, count)
-            return ends["xs"][:, -1], ends["log_reward"]
-        assert self._domain.conditions.examples is not None
-        x0 = self._domain.conditions.examples[jnp.repeat(chosen, count)]
-        return x0, log_reward(self._domain, x0, cond)
+    def _examples(self, chosen: Array, cond: Any) -> tuple[Array, Array]:
+        """The data of the chosen conditions, and their log r."""
+        conditions = self._domain.conditions
+        assert conditions is not None and conditions.examples is not None
+        x0 = conditions.examples[jnp.repeat(chosen, self._paths["noised"])]
+        return x0, jnp.asarray(log_reward(self._domain, x0, cond))
+
+    def _rewarded(self, trajectory: Trajectory) -> Trajectory:
+        """With a log r that is no number where the samples are none: the update skips the step, and counts it."""
+        try:
+            return rewarded(self._domain, trajectory)
+        except NotFinite:
+            return trajectory._replace(log_reward=jnp.full(trajectory.xs.shape[1], jnp.nan))
 
     def _add_visited(self, buffer: replay.Buffer, chosen: Array | None, trajectory: Trajectory) -> replay.Buffer:
         items = {"x0": trajectory.xs[-1], "log_reward": trajectory.log_reward}

@@ -1,22 +1,25 @@
 """What a run leaves behind for people and scripts: config.json, metrics.jsonl, summary.json."""
 
+import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from experiments import hosts
 from experiments.errors import UserError
-from experiments.files import replacing
+from experiments.files import WriteError, cannot_write, remove_partial, replacing
 
 EVALUATION = ("eval", "log")  # Sections that may differ where a run is only evaluated anew.
 LAUNCH = ("distributed",)  # How a run is started is no part of what it computes.
+LOCK = "lock"  # Empty; its presence means nothing, who holds it does.
 
 
 class WorkdirError(UserError):
@@ -56,7 +59,7 @@ def read_json(path: Path, hint: str) -> dict | None:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{path} is not readable JSON ({error}); {hint}.") from error
     if not isinstance(value, dict):
         raise WorkdirError(f"{path} holds no JSON object; {hint}.")
@@ -101,33 +104,85 @@ def claim(workdir: Path, config: dict) -> None:
         return
     try:
         write_json(workdir / "config.json", config)
+    except WriteError as error:
+        raise _unusable(workdir, error.__cause__ or error) from error
+
+
+def _unusable(workdir: Path, error: BaseException) -> WorkdirError:
+    return WorkdirError(f"{workdir} cannot be written to ({error}); choose another --workdir.")
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir. The lock ends with the process that holds it, however that ends.
+
+    Of several processes the first holds it for all.
+
+    Raises:
+      WorkdirError: another run is at work there, or it cannot be written to.
+    """
+    with ExitStack() as held:
+        with hosts.together(UserError):
+            if hosts.is_first():
+                held.enter_context(_lock(workdir))
+                remove_partial(workdir)
+        yield
+
+
+def _lock(workdir: Path) -> IO:
+    """The locked file."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / LOCK).open("a")
     except OSError as error:
-        raise WorkdirError(f"{workdir} cannot be written to ({error}); choose another --workdir.") from error
+        raise _unusable(workdir, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise WorkdirError(
+            f"{workdir} is in use by a run that has not ended; wait for it, or choose another --workdir."
+        ) from error
+    except OSError as error:  # Some network file systems have no locks.
+        logging.warning("%s cannot be locked (%s): start no second run on it.", workdir, error)
+    return file
 
 
 @contextmanager
 def claimed(workdir: Path, config: dict) -> Iterator[None]:
-    """`claim` around a computation; one that fails before it left anything gives the place back.
+    """`claim` around a computation, under a lock; one that fails before it left anything gives the place back.
 
     The corrected command then finds the workdir as the failed one did.
+
+    Raises:
+      WorkdirError: see `claim` and `locked`.
     """
     missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    ours = not (workdir / "config.json").exists()
-    with hosts.together(WorkdirError):
-        if hosts.is_first():
-            claim(workdir, config)
-    try:
-        with hosts.together(WorkdirError):
+    with hosts.together(UserError):
+        confirm(workdir, config)  # Another run's workdir is not touched, not even by a lock.
+    with locked(workdir), _giving_back(workdir, missing):
+        with hosts.together(UserError):
+            if hosts.is_first():
+                claim(workdir, config)
+        with hosts.together(UserError):
             if not confirm(workdir, config):
                 raise WorkdirError(
                     f"Process {jax.process_index()} does not see {workdir}/config.json, which the first process wrote: "
                     "choose a --workdir on a file system that all hosts share."
                 )
         yield
+
+
+@contextmanager
+def _giving_back(workdir: Path, missing: list[Path]) -> Iterator[None]:
+    """After an error, removes a claim that nothing followed, and the folders that were ``missing`` before it."""
+    ours = not (workdir / "config.json").exists()
+    try:
+        yield
     except Exception:
         results = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]
-        if hosts.is_first() and ours and results == [workdir / "config.json"]:
-            (workdir / "config.json").unlink()
+        if hosts.is_first() and ours and results in ([], [workdir / "config.json"]):
+            (workdir / "config.json").unlink(missing_ok=True)
             for folder in missing:
                 _remove_empty(folder)
         raise
@@ -157,22 +212,35 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 class Metrics:
-    """``metrics.jsonl``, one line per logged step. On resuming, lines after the checkpoint are dropped."""
+    """``metrics.jsonl``, one line per logged step. On resuming, lines after the checkpoint are dropped.
+
+    Its methods raise a WriteError where the system refuses.
+    """
 
     def __init__(self, path: Path, resume_step: int):
+        self._path = path
         kept = [line for line in _lines(path) if _step(line) <= resume_step]
         with replacing(path) as partial:
             partial.write_text("".join(f"{line}\n" for line in kept))
-        self._file = path.open("a") if hosts.is_first() else open(os.devnull, "a")
+        # Unbuffered: what could not be written is not tried again when the file is closed.
+        self._file = (path if hosts.is_first() else Path(os.devnull)).open("ab", buffering=0)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(plain({"step": step, **values})) + "\n")
-        self._file.flush()
+        line = memoryview((json.dumps(plain({"step": step, **values})) + "\n").encode())
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def close(self) -> None:
-        if hosts.is_first():
-            os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            if hosts.is_first():
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        finally:
+            self._file.close()
 
 
 def last_logged_step(path: Path) -> int:
@@ -181,11 +249,18 @@ def last_logged_step(path: Path) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be read ({error}); move it away to start over.") from error
 
 
 def _step(line: str) -> float:
+    """Infinite for anything that is no line of a log, such as one cut short by a kill."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # A line cut short by a kill.
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int) and step >= 0 else math.inf

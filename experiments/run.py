@@ -7,6 +7,7 @@ import time
 
 _STARTED = time.monotonic()  # Before the imports, which are part of the wait.
 
+import dataclasses
 import importlib
 import re
 import shlex
@@ -20,7 +21,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compare, evaluate, exact, hosts, loop, objectives, proposal, records, settings
+from experiments import compare, evaluate, exact, hosts, loop, objectives, proposal, records, settings, stopping
 from experiments.domains.base import Domain, on_mesh, placed
 from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
@@ -38,7 +39,6 @@ DOMAINS = ("gmm", "images")
 USER_ERRORS = (UserError, RewardError)
 # How the types of fields are called in a message, by what their parsers say of a value of another type.
 KINDS = {"for int()": "a whole number", "to float": "a number", "Non-boolean": "true or false"}
-# Evaluating anew may ask for other samples than the run did.
 
 
 def given_config() -> str:
@@ -83,6 +83,7 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
         mesh = data_mesh(config.devices or None, config.fsdp)
         settings.check_devices(config, mesh.size)
         domain = domain_module(config).build(config)
+        domain = dataclasses.replace(domain, patience=settings.patience(config))
         proposal.check(config, domain)
         objectives.initial_params(config, domain)  # A conditional log Z, where it is asked for, exists.
     return placed(domain, mesh), mesh
@@ -101,17 +102,18 @@ def execute(
 def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finished:
     """Trains, or goes on, and evaluates; a finished run is only read."""
     domain, mesh = prepare(config)
+    # Before the claim: a finished run may lie where nothing can be written.
+    if records.confirm(workdir, config.to_dict()) and (summary := evaluate.finished(workdir)) is not None:
+        hosts.say(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
+        return compare.Finished(domain, summary, exact.posterior(config, domain, mesh))
     with records.claimed(workdir, config.to_dict()):
-        summary = records.read_summary(workdir)
-        if summary is not None:
-            hosts.say(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
-            return compare.Finished(domain, summary, exact.posterior(config, domain, mesh))
         # Read before training, so that a damaged file is known at once; drawn after, so that training starts early.
         known = exact.cached(config, domain)
         trained = loop.run(config, domain, workdir, mesh, clock)
         known = known or exact.draw(config, domain, mesh)
         result = evaluate.evaluate(config, domain, trained.policy, known, workdir, mesh)
-        summary = evaluate.summarise(config, domain, result, clock.summary(trained), workdir)
+        training = {"seconds": clock.summary(trained), "skipped": trained.skipped}
+        summary = evaluate.summarise(config, domain, result, training, workdir)
         return compare.Finished(domain, summary, known)
 
 
@@ -121,11 +123,12 @@ def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compa
     loop.final_params(workdir)
     domain, mesh = prepare(config)
     before = records.read_summary(workdir) or {}
-    policy = on_mesh(loop.restore(config, domain, workdir), mesh)
-    known = exact.posterior(config, domain, mesh)
-    result = evaluate.evaluate(config, domain, policy, known, workdir, mesh)
-    seconds = before.get("seconds") or clock.summary(None)
-    return compare.Finished(domain, evaluate.summarise(config, domain, result, seconds, workdir), known)
+    training = {"seconds": before.get("seconds") or clock.summary(None), "skipped": before.get("skipped")}
+    with records.locked(workdir):
+        policy = on_mesh(loop.restore(config, domain, workdir), mesh)
+        known = exact.posterior(config, domain, mesh)
+        result = evaluate.evaluate(config, domain, policy, known, workdir, mesh)
+        return compare.Finished(domain, evaluate.summarise(config, domain, result, training, workdir), known)
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> None:
@@ -174,8 +177,12 @@ def main(argv) -> None:
     logging.set_verbosity(logging.WARNING)  # Checkpointing narrates itself at INFO.
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/rtbjax/xla").expanduser()))
+    stopping.listen()
     try:
         run(argv)
+    except stopping.Terminated as terminated:
+        print(f"rtbjax: {terminated}", file=sys.stderr)
+        sys.exit(stopping.EXIT_CODE)
     except records.OtherRun as error:
         sys.exit(f"rtbjax: {str(error).rstrip('.')}, for example: {command_elsewhere(given_workdir())}")
     except USER_ERRORS as error:
@@ -192,6 +199,8 @@ def parse(argv: list[str]) -> list[str]:
         return args
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(f"rtbjax: {explain(str(error))}")
+    except Exception as error:  # A config is a program and fails like one.
+        sys.exit(f"rtbjax: {given_config()} cannot be loaded: {type(error).__name__}: {error}")
 
 
 def explain(message: str) -> str:

@@ -1,6 +1,5 @@
 """The border between a config and the code: every field is checked before anything is computed."""
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from experiments.errors import ConfigError
 from experiments.objectives import BASELINES
 from experiments.optimizers import RULES
 
+LARGEST = 2**31 - 1  # Of a count or a size in JAX; neither infinite nor NaN is smaller.
 _REGRESSIONS = ("steer", "pretrain")  # What `experiments.pretrain.fit` reads.
 
 
@@ -19,6 +19,7 @@ def _of_each(field: str) -> tuple[str, ...]:
 
 _AT_LEAST = {
     0: (
+        "seed",
         "train.steps",
         "train.warmup_steps",
         "behaviour.warm_accepted",
@@ -36,10 +37,14 @@ _AT_LEAST = {
         "steer.steps",
         *_of_each("weight_decay"),
         "devices",
+        "reward.retries",
+        "reward.retry_seconds",
+        "reward.timeout",
     ),
     1: (
         "fsdp",
         "train.batch_size",
+        "train.max_skipped",
         "objective.chunk",
         "checkpoint.every",
         "checkpoint.keep",
@@ -59,6 +64,7 @@ _POSITIVE = (
     "train.learning_rate",
     "train.log_z_learning_rate",
     "train.clip_norm",
+    "train.log_z_limit",
     "objective.beta",
     "behaviour.replay_temperature",
     *_of_each("learning_rate"),
@@ -99,8 +105,9 @@ def check(config: ConfigDict) -> None:
 
 def _require(config: ConfigDict, name: str, allowed: str, ok) -> None:
     value = get(config, name)
-    if not (math.isfinite(value) and ok(value)):
-        raise ConfigError(f"config.{name} must be {allowed}, got {value}.")
+    if not (-LARGEST <= value <= LARGEST and ok(value)):
+        limit = f" and at most {LARGEST}" if LARGEST < value < float("inf") else ""
+        raise ConfigError(f"config.{name} must be {allowed}{limit}, got {value}.")
 
 
 def _check_steps(config: ConfigDict) -> None:
@@ -145,6 +152,16 @@ def other_precision(config: ConfigDict) -> tuple:
 def groups(config: ConfigDict) -> int:
     """Conditions in a batch, each with as many paths; 1 without conditions."""
     return config.train.batch_size // config.objective.group if config.objective.group else 1
+
+
+def patience(config: ConfigDict) -> dict[str, float | None]:
+    """With a reward that fails, as `rtbjax.rewards.evaluate` takes it."""
+    reward = config.reward
+    return {
+        "retries": reward.retries,
+        "retry_seconds": reward.retry_seconds,
+        "timeout": reward.timeout or None,
+    }
 
 
 def path_counts(config: ConfigDict) -> dict[str, int]:

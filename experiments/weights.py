@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class WeightsError(UserError):
-    """A weights file that is missing, unreadable, or for another network."""
+    """A weights file that is missing, unreadable, or for another network, or holds no numbers."""
 
 
 def _names(tree: PyTree) -> dict[str, Any]:
@@ -36,20 +36,21 @@ def save(path: Path, params: PyTree, metadata: dict | None = None) -> None:
     """Writes a tree of arrays, names joined by ``/``; ``metadata`` says where the weights come from."""
     flat = {name: np.asarray(hosts.whole(leaf), order="C") for name, leaf in _names(params).items()}
     with replacing(path) as partial:
-        safetensors.numpy.save_file(flat, partial, {"rtbjax": json.dumps(metadata or {})})
+        # Opened here: a disk that is full is then an OSError, as with any other file.
+        partial.write_bytes(safetensors.numpy.save(flat, {"rtbjax": json.dumps(metadata or {})}))
 
 
 def load(path: Path, like: PyTree) -> PyTree:
     """Reads weights that must have the names and shapes of ``like`` (arrays or ``ShapeDtypeStruct``); float32.
 
     Raises:
-      WeightsError: the file is missing or corrupt, or its names or shapes differ.
+      WeightsError: the file is missing or corrupt, its names or shapes differ, or not all of its numbers are finite.
     """
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}.")
     try:
         flat = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # Of many kinds, and none of them is about anything but the file.
         raise WeightsError(f"{path} is not a readable safetensors file: {error}.") from error
     expected = {name: tuple(leaf.shape) for name, leaf in _names(like).items()}
     found = {name: tuple(leaf.shape) for name, leaf in flat.items()}
@@ -61,13 +62,23 @@ def load(path: Path, like: PyTree) -> PyTree:
             f"{name!r} (file: {found.get(name, 'missing')}, network: {expected.get(name, 'missing')})."
         )
     leaves = [np.asarray(flat[name], np.float32) for name in expected]
+    broken = next((name for name, leaf in zip(expected, leaves, strict=True) if not np.isfinite(leaf).all()), None)
+    if broken is not None:
+        raise WeightsError(f"{path}: {broken!r} holds numbers that are not finite.")
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def metadata(path: Path) -> dict:
-    """What `save` was told about the weights."""
-    with safetensors.safe_open(path, "numpy") as file:
-        return json.loads((file.metadata() or {}).get("rtbjax", "{}"))
+    """What `save` was told about the weights.
+
+    Raises:
+      WeightsError: the file is missing or corrupt, or says nothing that can be read.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(json.loads((file.metadata() or {}).get("rtbjax", "{}")))
+    except Exception as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
 def fingerprint(*parts: PyTree) -> str:

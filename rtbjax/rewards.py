@@ -5,10 +5,13 @@ arrays on the host; a JAX reward may be jitted and is called the same way. A fai
 silently a number.
 """
 
+import queue
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -16,7 +19,7 @@ from rtbjax.types import RewardFn
 
 
 class RewardError(RuntimeError):
-    """A reward that raised, or returned something that is not one log r per sample."""
+    """A reward that raised, did not answer, or returned something that is not one log r per sample."""
 
 
 def evaluate(
@@ -26,6 +29,7 @@ def evaluate(
     *,
     retries: int = 0,
     retry_seconds: float = 1.0,
+    timeout: float | None = None,
     log_bound: float | None = None,
     log_floor: float | None = None,
 ) -> np.ndarray:
@@ -35,8 +39,10 @@ def evaluate(
       reward: ``(x, cond) -> log r``, ``f[B]``.
       x: samples, ``[B, E*]``.
       cond: conditions.
-      retries: how often to ask again after an exception.
+      retries: how often to ask again after an exception, a time out, a wrong shape, or samples whose answer is not
+        finite. It is always asked about the whole batch, and what it said of other samples before is kept.
       retry_seconds: pause before asking again.
+      timeout: seconds to wait for an answer; None for ever. A reward that hangs is left behind in its thread.
       log_bound: declared bound on log r; None if there is none.
       log_floor: stands in for ``-inf``, the log of a violated hard constraint; without it ``-inf`` is an error.
 
@@ -44,30 +50,65 @@ def evaluate(
       ``f32[B]``, finite.
 
     Raises:
-      RewardError: the reward kept raising, or returned a wrong shape, NaN, ``+inf``, ``-inf`` without a floor, or a
-        value above its bound; the message names the first bad sample.
+      RewardError: the last try failed too, or, at once, a value above its bound; the message names the first bad
+        sample.
     """
     batch = x.shape[0]
+    known = np.full(batch, np.nan, np.float32)
+    failure, cause = "", None
     for attempt in range(retries + 1):
-        try:
-            # Converted here: a JAX reward that fails may do so only when its numbers are fetched.
-            log_r = np.asarray(reward(x, cond), np.float32)
-            break
-        except Exception as error:
-            if attempt == retries:
-                raise RewardError(
-                    f"The reward raised {type(error).__name__}: {error} ({attempt + 1} tries)."
-                ) from error
+        if attempt:
             time.sleep(retry_seconds)
-    if log_r.shape != (batch,):
-        raise RewardError(f"The reward must return one log r per sample, shape ({batch},), got {log_r.shape}.")
-    if log_floor is not None:
-        log_r = np.where(np.isneginf(log_r), np.float32(log_floor), log_r)
-    bad = ~np.isfinite(log_r)
-    if bad.any():
+        try:
+            log_r = _ask(reward, x, cond, timeout)
+        except Exception as error:
+            failure, cause = f"The reward raised {type(error).__name__}: {error}", error
+            continue
+        if log_r.shape != (batch,):
+            shape = log_r.shape
+            failure, cause = f"The reward must return one log r per sample, shape ({batch},), got {shape}", None
+            continue
+        if log_floor is not None:
+            log_r = np.where(np.isneginf(log_r), np.float32(log_floor), log_r)
+        known = np.where(np.isfinite(known), known, log_r)
+        bad = ~np.isfinite(known)
+        if not bad.any():
+            return _bounded(known, log_bound)
         first = int(np.argmax(bad))
-        hint = " Declare a floor (log_floor) for a hard constraint." if np.isneginf(log_r[first]) else ""
-        raise RewardError(f"The reward returned log r = {log_r[first]} for sample {first} of {batch}.{hint}")
+        hint = "; declare a floor (log_floor) for a hard constraint" if np.isneginf(known[first]) else ""
+        failure, cause = f"The reward returned log r = {known[first]} for sample {first} of {batch}{hint}", None
+    raise RewardError(f"{failure} ({retries + 1} {'tries' if retries else 'try'}).") from cause
+
+
+def _ask(reward: RewardFn, x: Array, cond: Any, timeout: float | None) -> np.ndarray:
+    """One call; raises whatever the reward raises, and a TimeoutError."""
+
+    # Converted here: a JAX reward that fails or hangs may do so only when its numbers are fetched.
+    def call() -> np.ndarray:
+        return np.asarray(reward(x, cond), np.float32)
+
+    if timeout is None:
+        return call()
+    answer: queue.SimpleQueue = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answer.put((call(), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    # A daemon: the program may end while it hangs.
+    threading.Thread(target=work, name="reward", daemon=True).start()
+    try:
+        log_r, error = answer.get(timeout=timeout)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {timeout:g} s") from None
+    if error is not None:
+        raise error
+    return log_r
+
+
+def _bounded(log_r: np.ndarray, log_bound: float | None) -> np.ndarray:
     # A float32 rounding of a reward exactly at its bound is not a violation.
     if log_bound is not None and log_r.max() > log_bound + 1e-4:
         first = int(np.argmax(log_r))
@@ -76,6 +117,26 @@ def evaluate(
             f"{log_bound:.4f}: rejection from the prior would not be exact."
         )
     return log_r
+
+
+def per_sample(reward: Callable[[np.ndarray, Any], float]) -> RewardFn:
+    """A reward of one sample, ``(x[E*], cond) -> log r``, for a whole batch; an error names the sample.
+
+    Raises:
+      RewardError: when asked, where it raises for a sample.
+    """
+
+    def log_reward(x, cond):
+        samples, conditions = np.asarray(x), jax.device_get(cond)
+        return np.array([one(samples, conditions, index) for index in range(len(samples))], np.float32)
+
+    def one(samples, conditions, index):
+        try:
+            return reward(samples[index], jax.tree.map(lambda c: c[index], conditions))
+        except Exception as error:
+            raise RewardError(f"{type(error).__name__}: {error} (sample {index} of {len(samples)})") from error
+
+    return log_reward
 
 
 def product(*rewards: RewardFn) -> RewardFn:

@@ -1,5 +1,6 @@
 """Training steps: jit + shard_map around the pure functions, and the state they carry."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -30,14 +31,18 @@ class TrainState(NamedTuple):
     """Everything an update changes.
 
     Attributes:
-      step: updates made, ``i32[]``.
+      step: batches seen, ``i32[]``.
       params: ``{"policy": ..., "log_z": ...}``.
       opt_state: the optimizer's.
+      skipped: batches that changed neither of the two (see `make_update`), ``i32[]``.
+      skipped_in_row: of these, the ones since the last that did, ``i32[]``.
     """
 
     step: Int[Array, ""]
     params: PyTree
     opt_state: PyTree
+    skipped: Int[Array, ""]
+    skipped_in_row: Int[Array, ""]
 
 
 class StepInfo(NamedTuple):
@@ -91,7 +96,8 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation, mesh: Me
     """
 
     def init(params):
-        return TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+        none = jnp.int32(0)
+        return TrainState(none, jax.tree.map(jnp.copy, params), optimizer.init(params), none, none)
 
     if mesh is None:
         return init(params)
@@ -99,14 +105,22 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def make_update(
-    objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+    *,
+    log_z_limit: float = math.inf,
 ) -> Callable[[TrainState, Trajectory, PRNGKey], tuple[TrainState, StepInfo]]:
     """One gradient step, data-parallel over the mesh, with parameters in parts where it has an ``fsdp`` axis.
+
+    A batch whose loss or gradient is not finite, or whose log Z is beyond the limit, is skipped and counted: it leaves
+    parameters and optimizer as they were.
 
     Args:
       objective: e.g. ``partial(rtbjax.loss, process=process, apply_fn=apply_fn)``.
       optimizer: see `optimizer`.
       mesh: with an axis ``data``; `rtbjax.sharding.data_mesh` over all devices if None.
+      log_z_limit: the largest ``|log Z|`` of a path to learn from, in nats.
 
     Returns:
       ``update(state, trajectory, key)``. The batch must divide over the mesh; the state's buffers are donated.
@@ -150,7 +164,15 @@ def make_update(
         residual = jnp.sqrt(jnp.mean((info.log_z - info.gap) ** 2))
         norm = optax.tree.norm(gradient["policy"])
         step_info = StepInfo(loss, jnp.mean(info.log_z), residual, norm, info.gap)
-        state = TrainState(state.step + 1, params, opt_state)
+        # By the gradient, before the optimizer has used it: to look at the new parameters would need room for both.
+        sound = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+        sound &= jnp.all(jnp.abs(info.log_z) <= log_z_limit)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        skipped = state.skipped + jnp.where(sound, 0, 1)
+        in_row = jnp.where(sound, 0, state.skipped_in_row + 1)
+        state = TrainState(state.step + 1, params, opt_state, skipped, in_row)
         return jax.lax.with_sharding_constraint(state, parameter_shardings(state, mesh)), step_info
 
     def update(state: TrainState, trajectory: Trajectory, key: PRNGKey) -> tuple[TrainState, StepInfo]:

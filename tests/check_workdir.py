@@ -118,7 +118,10 @@ def _metrics_lines(path: Path, last: int) -> list[str]:
     steps = [line["step"] for line in lines]
     if not lines or steps != sorted(set(steps)) or steps[-1] != last:
         return [f"metrics.jsonl must rise to step {last}, it has {steps}"]
-    return [f"metrics.jsonl has no finite loss at step {line['step']}" for line in lines if not _finite(line["loss"])]
+    # A step that was skipped may have none, and is counted.
+    before = [0, *(line["skipped"] for line in lines)]
+    found = [line for line, skipped in zip(lines, before, strict=False) if line["skipped"] == skipped]
+    return [f"metrics.jsonl has no finite loss at step {line['step']}" for line in found if not _finite(line["loss"])]
 
 
 def _json(path: Path) -> dict:

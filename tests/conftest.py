@@ -6,6 +6,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import tempfile
 
+import hypothesis
 import jax
 import pytest
 
@@ -14,6 +15,9 @@ jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="rtbjax-x
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# The same examples everywhere, and nothing left in the working tree.
+hypothesis.settings.register_profile("rtbjax", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("rtbjax")
 
 
 @pytest.fixture

@@ -1,10 +1,15 @@
 """Experiments small enough for a test."""
 
+import json
 from pathlib import Path
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from configs.gmm import get_config
+from experiments.checkpoint import ITEM
 from experiments.domains.base import Domain
 from rtbjax import Policy
 
@@ -55,3 +60,30 @@ def bare_domain(chain, posterior: Policy, event_shape: tuple[int, ...], **fields
         plot=lambda path, panels: path.touch(),
         **fields,
     )
+
+
+def log_of(workdir: Path) -> list[dict]:
+    """``metrics.jsonl`` without the seconds, which no two runs share."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Bit for bit the same log, parameters and last checkpoint: optimizer, buffers and counts included."""
+    assert log_of(first) == log_of(second)
+    final = "final_params.safetensors"
+    assert (first / final).read_bytes() == (second / final).read_bytes()
+    states = [last_checkpoint(workdir) for workdir in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    for name, array in states[0].items():
+        np.testing.assert_array_equal(array, states[1][name], err_msg=name)
+
+
+def last_checkpoint(workdir: Path) -> dict[str, np.ndarray]:
+    """Everything in the newest checkpoint but the seconds, and so the hash, by name."""
+    manager = ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=ocp.CheckpointManagerOptions())
+    wanted = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore()})
+    tree = manager.restore(manager.latest_step(), args=wanted)[ITEM]["tree"]
+    manager.close()
+    leaves = jax.tree.leaves_with_path(tree)
+    return {name: np.asarray(leaf) for path, leaf in leaves if (name := jax.tree_util.keystr(path)) != "['seconds']"}

@@ -40,7 +40,8 @@ def workdir(tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (10, 20)))
+    lines = (json.dumps({"step": step, "loss": 1.0, "skipped": 0}) + "\n" for step in (10, 20))
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
     (tmp_path / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     safetensors.numpy.save_file({"w": np.zeros(1)}, tmp_path / "final_params.safetensors")
@@ -106,3 +107,11 @@ def test_nan_is_not_json(workdir):
     (workdir / "summary.json").write_text('{"domain": NaN}')
     with pytest.raises(ValueError, match="NaN is not JSON"):
         problems(workdir)
+
+
+def test_a_step_that_was_skipped_needs_no_loss(workdir):
+    log = workdir / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"loss": 1.0, "skipped": 0}', '"loss": null, "skipped": 3}', 1))
+    assert not problems(workdir)
+    log.write_text(log.read_text().replace('"loss": 1.0, "skipped": 0', '"loss": null, "skipped": 3'))
+    assert problems(workdir) == ["metrics.jsonl has no finite loss at step 20"]

@@ -1,5 +1,8 @@
 """Rewards at the border: no failure becomes a number."""
 
+import threading
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +94,7 @@ def test_a_failing_reward_is_asked_again_as_often_as_allowed():
 
 def test_without_retries_the_first_failure_is_the_end():
     reward = Flaky(1)
-    with pytest.raises(RewardError, match="1 tries"):
+    with pytest.raises(RewardError, match="1 try"):
         evaluate(reward, X)
     assert reward.calls == 1
 
@@ -101,6 +104,77 @@ def test_it_waits_before_asking_again(monkeypatch):
     monkeypatch.setattr(rewards.time, "sleep", pauses.append)
     evaluate(Flaky(2), X, retries=5, retry_seconds=0.25)
     assert pauses == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    "bad", [[0.0, 1.0], [0.0, 1.0, np.nan, 3.0], [np.inf, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, -np.inf], "text", None]
+)
+def test_every_kind_of_failure_is_asked_again_and_forgotten(bad):
+    answers = iter([bad, bad, [0.0, 1.0, 2.0, 3.0]])
+    reward = lambda x, cond: next(answers)  # noqa: E731
+    np.testing.assert_array_equal(evaluate(reward, X, retries=2, retry_seconds=0.0), [0.0, 1.0, 2.0, 3.0])
+    answers = iter([bad, bad, [0.0, 1.0, 2.0, 3.0]])
+    with pytest.raises(RewardError, match=r"\(2 tries\)"):
+        evaluate(reward, X, retries=1, retry_seconds=0.0)
+
+
+def test_a_batch_whose_samples_fail_by_turns_comes_together():
+    """A scorer that loses one sample of each batch would else never answer for a large one."""
+    answers = iter([[0.0, np.nan, np.nan, 3.0], [np.nan, 1.0, np.inf, 7.0], [9.0, np.nan, 2.0, np.nan]])
+    answer = evaluate(lambda x, cond: next(answers), X, retries=2, retry_seconds=0.0)
+    np.testing.assert_array_equal(answer, [0.0, 1.0, 2.0, 3.0])
+
+
+def test_above_its_bound_it_is_not_asked_again():
+    asked = []
+
+    def reward(x, cond):
+        asked.append(None)
+        return np.full(4, 2.0)
+
+    with pytest.raises(RewardError, match="above its declared bound"):
+        evaluate(reward, X, retries=5, retry_seconds=0.0, log_bound=1.0)
+    assert len(asked) == 1
+
+
+def test_a_reward_that_hangs_is_left_behind_and_asked_again():
+    stuck, calls = threading.Event(), []
+
+    def reward(x, cond):
+        calls.append(None)
+        if len(calls) < 3:
+            stuck.wait()
+        return np.zeros(4)
+
+    started = time.monotonic()
+    np.testing.assert_array_equal(evaluate(reward, X, retries=2, retry_seconds=0.0, timeout=0.1), np.zeros(4))
+    assert 0.2 <= time.monotonic() - started < 5.0
+    left = [thread for thread in threading.enumerate() if thread.name == "reward"]
+    # The program can end while they hang.
+    assert len(left) >= 2 and all(thread.daemon for thread in left)
+    calls.clear()
+    with pytest.raises(RewardError, match=r"TimeoutError: no answer within 0\.1 s \(2 tries\)"):
+        evaluate(reward, X, retries=1, retry_seconds=0.0, timeout=0.1)
+    stuck.set()
+
+
+def test_in_time_a_reward_raises_and_answers_as_it_does_without_a_limit():
+    np.testing.assert_array_equal(evaluate(jax.jit(lambda x, cond: x[:, 0]), X, timeout=60.0), X[:, 0])
+    with pytest.raises(RewardError, match="ZeroDivisionError") as error:
+        evaluate(lambda x, cond: 1 / 0, X, timeout=60.0)
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_a_reward_of_one_sample_names_the_one_it_failed_for():
+    def reward(x, cond):
+        if x[0] == 4.0:
+            raise OSError("the simulator is gone")
+        return x[0] * cond["scale"]
+
+    cond = {"scale": jnp.arange(4.0)}
+    np.testing.assert_array_equal(evaluate(rewards.per_sample(reward), X[:2], cond), [0.0, 2.0])
+    with pytest.raises(RewardError, match=r"OSError: the simulator is gone \(sample 2 of 4\)"):
+        evaluate(rewards.per_sample(reward), X, cond)
 
 
 def test_an_answer_that_is_no_number_is_a_reward_error():

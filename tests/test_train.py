@@ -175,6 +175,51 @@ def test_the_rule_is_the_policys_and_log_z_keeps_its_own():
     np.testing.assert_allclose(updates["log_z"], -0.1, rtol=1e-4)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("spoilt", ["log_reward", "log_prior", "xs", "log Z beyond its limit"])
+def test_a_batch_that_cannot_be_learned_from_changes_nothing_and_is_counted(key, spoilt, devices):
+    """One number of one path of one shard is enough, and what comes after it is as if it had never been."""
+    mesh = data_mesh(devices)
+    policy, paths = batch(key, mesh)
+    params = {"policy": policy, "log_z": jnp.float32(0.4)}
+    objective = partial(_without_key, process=CHAIN.process, apply_fn=CHAIN.shifted_apply, log_z="learned")
+    update = make_update(objective, optimizer(0.1, 0.1), mesh, log_z_limit=50.0)
+
+    def states(batches):
+        state, found = init_state(params, optimizer(0.1, 0.1)), []
+        for one in batches:
+            state, _ = update(state, one, key)
+            found.append(jax.device_get(state))
+        return found
+
+    good = paths._replace(log_ratio=None)
+    if spoilt == "log Z beyond its limit":
+        # The fault of the parameters: the batch is good, and so none is ever learned from again.
+        state = init_state(params | {"log_z": jnp.float32(-51.0)}, optimizer(0.1, 0.1))
+        for count in (1, 2):
+            state, info = update(state, good, key)
+            assert (state.skipped, state.skipped_in_row, state.params["log_z"]) == (count, count, -51.0)
+            np.testing.assert_array_equal(state.params["policy"]["shift"], policy["shift"])
+        return
+    array = getattr(good, spoilt)
+    bad = good._replace(**{spoilt: array.at[(0,) * (array.ndim - 1) + (-1,)].set(jnp.nan)})
+    if spoilt == "xs":
+        bad = good._replace(xs=array.at[2, -1, 0].set(jnp.inf))
+    once, twice = states([good, good])
+    found = states([good, bad, bad, good])
+    assert [(int(s.step), int(s.skipped), int(s.skipped_in_row)) for s in found] == [
+        (1, 0, 0),
+        (2, 1, 1),
+        (3, 2, 2),
+        (4, 2, 0),
+    ]
+    for state in found[:3]:
+        jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), (once.params, once.opt_state))
+    last = found[3]
+    jax.tree.map(np.testing.assert_array_equal, (last.params, last.opt_state), (twice.params, twice.opt_state))
+    assert np.abs(twice.params["policy"]["shift"] - once.params["policy"]["shift"]).max() > 1e-3
+
+
 def _without_key(params, trajectory, *, key, **arguments):
     return rtbjax.loss(params, trajectory, **arguments)
 

@@ -8,7 +8,7 @@ import pytest
 from shrunk import changed, gmm
 
 from experiments import loop, records, weights
-from experiments.checkpoint import CheckpointError, Checkpoints
+from experiments.checkpoint import ITEM, CheckpointError, Checkpoints
 from experiments.files import replacing
 
 
@@ -58,7 +58,43 @@ def test_a_computation_that_left_something_keeps_the_workdir(config, tmp_path):
     with pytest.raises(RuntimeError), records.claimed(tmp_path / "w", config.to_dict()):
         (tmp_path / "w" / "metrics.jsonl").write_text("{}\n")
         raise RuntimeError
-    assert {path.name for path in (tmp_path / "w").iterdir()} == {"config.json", "metrics.jsonl"}
+    assert {path.name for path in (tmp_path / "w").iterdir()} == {"config.json", "lock", "metrics.jsonl"}
+
+
+def test_a_second_run_on_a_workdir_is_refused_while_the_first_lasts(config, tmp_path):
+    with records.claimed(tmp_path / "w", config.to_dict()):
+        before = contents(tmp_path)
+        for second in (records.claimed(tmp_path / "w", config.to_dict()), records.locked(tmp_path / "w")):
+            with pytest.raises(records.WorkdirError, match="in use by a run that has not ended"), second:
+                raise AssertionError
+        assert contents(tmp_path) == before
+        with records.claimed(tmp_path / "another", config.to_dict()):
+            pass
+    with records.claimed(tmp_path / "w", config.to_dict()):
+        pass
+
+
+def test_another_runs_workdir_is_not_even_locked(config, tmp_path):
+    records.claim(tmp_path / "w", config.to_dict())
+    before = contents(tmp_path)
+    with pytest.raises(records.OtherRun), records.claimed(tmp_path / "w", changed(config, seed=1).to_dict()):
+        raise AssertionError
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_run(config, tmp_path):
+    (tmp_path / "samples.partial-0123abcd.png").write_bytes(b"half")
+    (tmp_path / "samples.png").write_bytes(b"whole")
+    with records.locked(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {"lock", "samples.png"}
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "shared.npz"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_bytes(b"first")
+        second.write_bytes(b"second")
+    assert contents(tmp_path) == {path.relative_to(tmp_path): b"first"}
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
@@ -98,7 +134,7 @@ def test_without_a_readable_checkpoint_nothing_is_deleted(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
     for step in (1, 2):
         checkpoints.save(step, tree(step))
-        shutil.rmtree(tmp_path / "c" / str(step) / "default")
+        shutil.rmtree(tmp_path / "c" / str(step) / ITEM)
     before = contents(tmp_path)
     with pytest.raises(CheckpointError, match="None of the checkpoints"):
         checkpoints.restore(tree(0))

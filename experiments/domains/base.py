@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from experiments import hosts
 from experiments.errors import ConfigError
+from experiments.finite import NotFinite, finite
 from rtbjax import Policy, Process, RewardFn, Trajectory, rewards
 from rtbjax.sharding import parameter_shardings
 
@@ -93,6 +94,7 @@ class Domain:
       plot: ``(path, samples by title)``; writes a PNG with one panel per set.
       value: what steers the posterior at first (`experiments.warm_start`), or None.
       conditions: None if there is one posterior.
+      patience: with a reward that fails: ``retries``, ``retry_seconds`` and ``timeout`` of `rtbjax.rewards.evaluate`.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Domain:
     plot: Callable[[Path, Samples], None]
     value: Value | None = None
     conditions: Conditions | None = None
+    patience: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def asked(self) -> int:
@@ -151,16 +154,19 @@ def log_reward(domain: Domain, x: Array, cond: Any) -> np.ndarray:
     Raises:
       RewardError: see `rtbjax.rewards.evaluate`.
     """
-    return rewards.evaluate(domain.log_reward, x, cond, log_bound=domain.log_bound)
+    return rewards.evaluate(domain.log_reward, x, cond, log_bound=domain.log_bound, **domain.patience)
 
 
 def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
     """The paths with their `log_reward`; of several hosts each asks for its own.
 
     Raises:
+      NotFinite: the samples are no numbers, which is not the reward's fault.
       RewardError: on every process if on one.
     """
     x0, cond = trajectory.xs[-1], trajectory.cond
+    if not finite(x0):
+        raise NotFinite("There are samples that are not finite: the network that drew them gives no numbers there.")
     if x0.is_fully_addressable:
         return trajectory._replace(log_reward=jnp.asarray(log_reward(domain, x0, cond)))
     split: Any = trajectory.xs.sharding

@@ -1,0 +1,169 @@
+"""SIGTERM saves what is done and ends with an exit code of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shrunk import assert_same_run, gmm, log_of
+
+from configs.gmm import get_config
+from experiments import evaluate, exact, pretrain, proposal, records, run, stopping
+from experiments.checkpoint import Checkpoints
+from experiments.proposal import Proposal
+from experiments.stopping import Terminated
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def listening():
+    before = signal.getsignal(signal.SIGTERM)
+    stopping.listen()
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    run.execute(gmm(folder), folder / "w")
+    return folder / "w"
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_it_stops_what_is_not_deferred_at_once(listening):
+    with pytest.raises(Terminated, match="goes on from the last checkpoint"):
+        terminate()
+    assert not issubclass(Terminated, Exception)
+
+
+def test_deferred_it_waits_and_comes_at_the_end_if_nobody_acted(listening):
+    with stopping.deferred() as asked:
+        assert not asked()
+    reached = False
+    with pytest.raises(Terminated), stopping.deferred() as asked:
+        terminate()
+        reached = asked()
+    assert reached
+    with pytest.raises(Terminated):  # As before it was deferred.
+        terminate()
+
+
+def test_one_that_was_acted_on_does_not_come_again(listening):
+    with pytest.raises(Terminated, match="acted"), stopping.deferred():
+        terminate()
+        raise Terminated("acted")
+
+
+def test_outside_the_main_thread_nothing_is_deferred_and_nothing_breaks():
+    found = []
+
+    def work():
+        with stopping.deferred() as asked:
+            found.append(asked())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+@pytest.mark.parametrize("moment", ["proposing", "logging", "saving"])
+def test_training_saves_the_step_it_is_in_and_goes_on_as_if_uninterrupted(
+    tmp_path, monkeypatch, listening, moment, whole
+):
+    config = gmm(tmp_path)
+    owner, name = {
+        "proposing": (Proposal, "propose"),
+        "logging": (records.Metrics, "write"),
+        "saving": (Checkpoints, "save"),
+    }[moment]
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **options):
+        calls.append(None)
+        if len(calls) == (1 if moment == "saving" else 3):
+            terminate()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    cut = tmp_path / "cut"
+    with pytest.raises(Terminated, match="at step 3"):
+        run.execute(config, cut)
+    assert Checkpoints(cut / "checkpoints", 2).latest() == 3
+    assert [line["step"] for line in log_of(cut)] == [1, 2, 3]
+    monkeypatch.setattr(owner, name, original)
+    run.execute(config, cut)
+    assert_same_run(cut, whole)
+
+
+@pytest.mark.parametrize("phase", ["gathering exact paths", "exact posterior by rejection", "posterior samples"])
+def test_between_checkpoints_of_the_rest_it_stops_at_once_and_nothing_is_lost(
+    tmp_path, monkeypatch, listening, phase, whole
+):
+    config = gmm(tmp_path)
+    module = {"gathering": proposal, "exact": exact, "posterior": evaluate}[phase.split()[0]]
+    bar = module.tqdm
+
+    def interrupted(*arguments, **options):
+        if options.get("desc") == phase:
+            terminate()
+        return bar(*arguments, **options)
+
+    monkeypatch.setattr(module, "tqdm", interrupted)
+    with pytest.raises(Terminated):
+        run.execute(config, tmp_path / "cut")
+    monkeypatch.setattr(module, "tqdm", bar)
+    run.execute(config, tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", whole)
+
+
+def test_a_regression_saves_too(tmp_path, listening):
+    """The warm start and all pretraining are this one function."""
+    settings = get_config().pretrain
+    settings.steps, settings.checkpoint_every = 10, 1000
+
+    def fit(workdir, on_call=lambda _: None):
+        def loss(params, key, data):
+            return jnp.sum((params - data + jax.random.normal(key, (3,))) ** 2)
+
+        arguments = dict(key=jax.random.key(0), workdir=workdir, label="line", steps_per_call=2, on_call=on_call)
+        return pretrain.fit(loss, jnp.zeros(3), jnp.arange(3.0), settings, **arguments)
+
+    calls = []
+
+    def interrupted(_):
+        calls.append(None)
+        if len(calls) == 3:
+            terminate()
+
+    with pytest.raises(Terminated, match="at step 6 of the line"):
+        fit(tmp_path / "cut", interrupted)
+    assert Checkpoints(tmp_path / "cut" / "checkpoints", 1).latest() == 6
+    np.testing.assert_array_equal(fit(tmp_path / "cut"), fit(tmp_path / "whole"))
+
+
+def test_the_exit_code_is_the_documented_one():
+    """In a process of its own: a signal handler and an exit code belong to one."""
+    code = (
+        "import os, signal, sys\n"
+        "from experiments import run\n"
+        "run.run = lambda argv: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run.main([])\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == stopping.EXIT_CODE == 75
+    assert done.stderr == "rtbjax: stopped by SIGTERM; the same command goes on from the last checkpoint.\n"
+    assert "| 75 |" in (ROOT / "README.md").read_text()

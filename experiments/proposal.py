@@ -234,7 +234,7 @@ class Proposal:
 
         def add(buffer, items):
             log_reward = items["log_reward"]
-            return replay.add(buffer, items, jnp.ones(log_reward.shape, bool), self._beta * log_reward)
+            return replay.add(buffer, items, jnp.isfinite(log_reward), self._beta * log_reward)
 
         if chosen is None:
             return add(buffer, items)

@@ -96,8 +96,9 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation, mesh: Me
     """
 
     def init(params):
-        none = jnp.int32(0)
-        return TrainState(none, jax.tree.map(jnp.copy, params), optimizer.init(params), none, none)
+        # A buffer of its own for each number: one that is donated twice is an error.
+        counts = [jnp.int32(0) for _ in range(3)]
+        return TrainState(counts[0], jax.tree.map(jnp.copy, params), optimizer.init(params), *counts[1:])
 
     if mesh is None:
         return init(params)

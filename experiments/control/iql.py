@@ -6,6 +6,7 @@
 with Qbar the smaller of two target critics, exponential averages of Q_k, and V(s') = 0 where s' has no future.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class MLP(nn.Module):
         return nn.Dense(1)(x)[:, 0]
 
 
+@partial(jax.jit, static_argnames=("width", "observation_dim", "action_dim"))
 def init(key: Array, width: int, observation_dim: int, action_dim: int) -> PyTree:
     """``{"q": ..., "v": ...}``; the critics are stacked along a leading axis of `CRITICS`."""
     q_key, v_key = jax.random.split(key)
@@ -59,23 +61,23 @@ def init(key: Array, width: int, observation_dim: int, action_dim: int) -> PyTre
     }
 
 
-def critics(params: PyTree, observations: Float[Array, "B S"], actions: Float[Array, "B A"]) -> Float[Array, "2 B"]:
+def critics(params: Any, observations: Float[Array, "B S"], actions: Float[Array, "B A"]) -> Float[Array, "2 B"]:
     """Both critics; ``params`` are those at ``"q"``, normalised observations are asked for."""
     x = jnp.concatenate([observations, actions], axis=-1)
     return jax.vmap(lambda p: _apply(p, x))(params)
 
 
-def q_value(params: PyTree, observations: Float[Array, "B S"], actions: Float[Array, "B A"]) -> Float[Array, " B"]:
+def q_value(params: Any, observations: Float[Array, "B S"], actions: Float[Array, "B A"]) -> Float[Array, " B"]:
     """The smaller of the two critics."""
     return jnp.min(critics(params, observations, actions), axis=0)
 
 
-def value(params: PyTree, observations: Float[Array, "B S"]) -> Float[Array, " B"]:
+def value(params: Any, observations: Float[Array, "B S"]) -> Float[Array, " B"]:
     """V; ``params`` are those at ``"v"``."""
     return _apply(params, observations)
 
 
-def _apply(params: PyTree, x: Array) -> Array:
+def _apply(params: Any, x: Array) -> Array:
     width = params["Dense_0"]["kernel"].shape[-1]
     output: Any = MLP(width).apply({"params": params}, x)
     return output
@@ -86,7 +88,7 @@ def expectile_loss(difference: Float[Array, " B"], expectile: float) -> Float[Ar
     return jnp.abs(expectile - (difference < 0.0).astype(jnp.float32)) * difference**2
 
 
-def loss(params: PyTree, target: PyTree, batch: Batch, *, expectile: float, discount: float) -> Float[Array, ""]:
+def loss(params: Any, target: Any, batch: Batch, *, expectile: float, discount: float) -> Float[Array, ""]:
     """``L_V + L_Q``. Neither sees the other's gradient."""
     observed = q_value(target, batch.observations, batch.actions)
     value_loss = expectile_loss(observed - value(params["v"], batch.observations), expectile)
@@ -131,5 +133,5 @@ def train(data: Batch, settings: ConfigDict, *, key: Array, workdir: Path) -> Py
         return (params, target, opt_state), total
 
     carry = (params, params["q"], optimizer.init(params))
-    params, target, _ = iterate(step, carry, data, settings, workdir=workdir, label="IQL", steps_per_call=200)
-    return {"q": target, "v": params["v"]}
+    last: Any = iterate(step, carry, data, settings, workdir=workdir, label="IQL", steps_per_call=200)
+    return {"q": last[1], "v": last[0]["v"]}

@@ -43,7 +43,8 @@ def base() -> ConfigDict:
 
     config.objective = ConfigDict()
     config.objective.loss = "rtb"  # rtb | reinforce | reinforce_reward | ddpo | dpok
-    config.objective.log_z = "vargrad"  # vargrad | learned
+    config.objective.log_z = "vargrad"  # vargrad | learned | conditional
+    config.objective.group = 0  # Paths per condition in a batch, where the domain has conditions; else 0.
     config.objective.beta = 1.0
     config.objective.grad_steps = config_dict.placeholder(int)  # None: all steps carry the gradient.
     config.objective.chunk = 1  # Steps per network call in the gradient.
@@ -53,11 +54,11 @@ def base() -> ConfigDict:
     # Where the paths of a batch come from, as fractions; the rest is on-policy.
     config.behaviour = ConfigDict()
     config.behaviour.accepted = 0.0  # Prior paths accepted against the reward's bound: exact posterior paths.
-    config.behaviour.noised = 0.0  # The ends of accepted paths, noised anew.
+    config.behaviour.noised = 0.0  # Noised anew: the ends of accepted paths, or the data of the conditions.
     config.behaviour.prior = 0.0
     config.behaviour.replay = 0.0  # The ends of earlier on-policy paths, noised anew, preferring high reward.
     config.behaviour.replay_temperature = 1.0
-    config.behaviour.capacity = 1024  # Of each buffer.
+    config.behaviour.capacity = 1024  # Of each buffer; replay has one for each condition.
     config.behaviour.warm_accepted = 128  # Accepted paths to gather before the first step.
     config.behaviour.prior_paths = 0  # Prior paths drawn for acceptance at every step.
     config.behaviour.widen = 0.0  # Exploration: std added to every sampled step ...
@@ -85,8 +86,8 @@ def base() -> ConfigDict:
     config.log.every = 10
 
     config.eval = ConfigDict()
-    config.eval.num_samples = 20_000
-    config.eval.batch_size = 2_000
+    config.eval.num_samples = 20_000  # Of each condition, where there are any, as everything here.
+    config.eval.batch_size = 2_000  # Paths rolled out at once, of all conditions together.
     config.eval.exact_samples = 20_000  # In each of two independent exact sets.
     config.eval.recompute_exact = False
     config.eval.exact_cache = "runs/exact"

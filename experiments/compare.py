@@ -79,8 +79,9 @@ def compare(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Pa
         done = execute(one, workdir / slug(name), mode)
         with np.load(workdir / slug(name) / "samples.npz") as file:
             if not rows:
-                exact = done.exact.samples[: len(done.exact.samples) // 2]
-                panels = {"prior": file["prior"]} | ({"exact posterior": exact} if len(exact) else {})
+                panels = {"prior": file["prior"]}
+                if done.exact.samples.shape[1]:
+                    panels["exact posterior"] = done.domain.shown(done.exact.first())
                 rows = baselines(done.summary)
             panels[name] = file["x"]
         rows[name] = row(done.summary)

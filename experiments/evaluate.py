@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,20 @@ from rtbjax.train import make_rollout
 START_EXCESS_ERRORS = 3.0  # An excess of so many standard errors is taken for one.
 
 
+class Paths(NamedTuple):
+    """Fresh paths of every evaluated condition (one if there are none), by their ends.
+
+    Attributes:
+      x: ``[N, n, E*]``.
+      log_reward: ``[N, n]``.
+      gap: ``[N, n]``; of the prior's paths ``beta * log_reward``.
+    """
+
+    x: np.ndarray
+    log_reward: np.ndarray
+    gap: np.ndarray
+
+
 def paths(
     key: jax.Array,
     domain: Domain,
@@ -32,47 +46,61 @@ def paths(
     beta: float,
     mesh: Mesh,
     label: str,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fresh paths of the posterior (or of the prior): samples, log r, and gap (zeros for the prior's)."""
+) -> Paths:
+    """``count`` paths of the posterior (or of the prior) for every evaluated condition."""
     run = make_rollout(domain.process, (batch, *domain.event_shape), mesh)
-    samples, log_rewards, gaps = [], [], []
-    for first in tqdm(range(0, count, batch), desc=label, unit="batch"):
-        trajectory = rewarded(domain, run(jax.random.fold_in(key, first), domain.prior, posterior))
+    total = domain.asked * count
+    parts = []
+    for first in tqdm(range(0, total, batch), desc=label, unit="batch"):
+        # Beyond the last path, where a batch is not full, more of the last condition.
+        cond = domain.evaluated(np.minimum(np.arange(first, first + batch), total - 1) // count)
+        trajectory = rewarded(domain, run(jax.random.fold_in(key, first), domain.prior, posterior, cond=cond))
         log_r = np.asarray(trajectory.log_reward)
-        samples.append(np.asarray(trajectory.xs[-1]))
-        log_rewards.append(log_r)
         ratio = np.zeros(batch) if trajectory.log_ratio is None else np.asarray(trajectory.log_ratio).sum(axis=0)
-        gaps.append(ratio + beta * log_r)
-    x, log_r, gap = (np.concatenate(parts)[:count] for parts in (samples, log_rewards, gaps))
-    return x, log_r, gap
+        parts.append((np.asarray(trajectory.xs[-1]), log_r, ratio + beta * log_r))
+    joined = (np.concatenate(column)[:total] for column in zip(*parts, strict=True))
+    return Paths(*(a.reshape(domain.asked, count, *a.shape[1:]) for a in joined))
 
 
-def exact_gap(
+def exact_gaps(
     key: jax.Array, domain: Domain, posterior: Policy, count: int, beta: float, mesh: Mesh
-) -> np.ndarray | None:
-    """Gaps of accepted prior paths among ``count`` prior paths, for the upper bound; None if none was accepted."""
+) -> list[np.ndarray | None]:
+    """For the upper bound: gaps of the accepted ones among ``count`` prior paths, of each evaluated condition.
+
+    None where none was accepted.
+    """
     if domain.log_bound is None:
-        return None
+        return [None] * domain.asked
     roll, accept = jax.random.split(key)
-    trajectory = rewarded(domain, make_rollout(domain.process, (count, *domain.event_shape), mesh)(roll, domain.prior))
+    index = np.resize(np.arange(domain.asked), count)
+    run = make_rollout(domain.process, (count, *domain.event_shape), mesh)
+    trajectory = rewarded(domain, run(roll, domain.prior, cond=domain.evaluated(index)))
     log_r = np.asarray(trajectory.log_reward)
     keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
     if not keep.any():
-        return None
-    rescore = jax.jit(lambda policy, xs: score(domain.process, domain.prior, xs, None, policy).log_ratio)
-    return np.asarray(rescore(posterior, trajectory.xs[:, keep])).sum(axis=0) + beta * log_r[keep]
+        return [None] * domain.asked
+    index, xs, log_r = index[keep], trajectory.xs[:, keep], log_r[keep]
+    rescore = jax.jit(lambda policy, xs, cond: score(domain.process, domain.prior, xs, cond, policy).log_ratio)
+    gap = np.asarray(rescore(posterior, xs, domain.evaluated(index))).sum(axis=0) + beta * log_r
+    return [gap[index == i] if (index == i).any() else None for i in range(domain.asked)]
 
 
 def start_excess(key: jax.Array, domain: Domain, count: int, beta: float, mesh: Mesh) -> tuple[float, float]:
     """What sharing p_T with the prior costs (`rtbjax.certificate.start_excess`), and its standard error.
 
-    From ``count`` pairs of prior paths, each pair from one ``xs[0]``. Warns of an excess beyond its noise.
+    From ``count`` pairs of prior paths, each pair from one ``xs[0]``; the mean over evaluated conditions, as many as
+    get two pairs. Warns of an excess beyond its noise.
     """
     first_key, second_key = jax.random.split(key)
     run = make_rollout(domain.process, (count, *domain.event_shape), mesh)
-    first = rewarded(domain, run(first_key, domain.prior))
-    second = rewarded(domain, run(second_key, domain.prior, start=first.xs[0]))
-    excess, error = certificate.start_excess(np.asarray(first.log_reward), np.asarray(second.log_reward), beta)
+    index = np.resize(np.arange(min(domain.asked, count // 2)), count)
+    cond = domain.evaluated(index)
+    first = rewarded(domain, run(first_key, domain.prior, cond=cond))
+    second = rewarded(domain, run(second_key, domain.prior, cond=cond, start=first.xs[0]))
+    pair = np.asarray(first.log_reward), np.asarray(second.log_reward)
+    found = [certificate.start_excess(pair[0][index == i], pair[1][index == i], beta) for i in np.unique(index)]
+    excesses, errors = np.transpose(found)
+    excess, error = float(excesses.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
     if excess > START_EXCESS_ERRORS * error:
         logging.warning(
             "The reward depends on where a path starts (excess %.3g, standard error %.2g): training cannot remove a "
@@ -82,6 +110,17 @@ def start_excess(key: jax.Array, domain: Domain, count: int, beta: float, mesh: 
     return excess, error
 
 
+def certify(domain: Domain, gaps: np.ndarray, known: Exact, upper: list[np.ndarray | None]) -> dict[str, Any]:
+    """The certificate as in ``summary.json``: of the only posterior, or the mean over conditions and each of them."""
+    each = [certificate.certify(*of_one) for of_one in zip(gaps, known.log_z, upper, strict=True)]
+    if domain.conditions is None:
+        return each[0].to_dict()
+    named = zip(domain.conditions.names, each, strict=True)
+    return certificate.average(each).to_dict() | {
+        "per_condition": [{"condition": name} | one.to_dict() for name, one in named]
+    }
+
+
 def evaluate(
     config: ConfigDict, domain: Domain, posterior: Policy, known: Exact, workdir: Path, mesh: Mesh
 ) -> dict[str, Any]:
@@ -89,25 +128,29 @@ def evaluate(
     settings, beta = config.eval, config.objective.beta
     keys = jax.random.split(stream(config.seed, "evaluate"), 4)
     arguments = dict(count=settings.num_samples, batch=settings.batch_size, beta=beta, mesh=mesh)
-    x, log_r, gap = paths(keys[0], domain, posterior, label="posterior samples", **arguments)
-    x_prior, log_r_prior, _ = paths(keys[1], domain, None, label="prior samples", **arguments)
-    upper = exact_gap(keys[2], domain, posterior, settings.batch_size, beta, mesh)
-    found = certificate.certify(gap, known.log_z, upper)
-    half = len(known.samples) // 2
-    samples = {"prior": x_prior, "rtb": x}
-    if half:
-        samples |= {"exact": known.samples[:half], "exact_again": known.samples[half:]}
+    ours = paths(keys[0], domain, posterior, label="posterior samples", **arguments)
+    priors = paths(keys[1], domain, None, label="prior samples", **arguments)
+    upper = exact_gaps(keys[2], domain, posterior, settings.batch_size, beta, mesh)
+    samples = {"prior": domain.shown(priors.x), "rtb": domain.shown(ours.x)}
+    if known.samples.shape[1]:
+        samples |= {"exact": domain.shown(known.first()), "exact_again": domain.shown(known.second())}
     metrics = domain.evaluate(samples)
     excess, error = start_excess(keys[3], domain, settings.batch_size, beta, mesh)
     metrics |= {"start_excess": excess, "start_excess_error": error}
-    metrics["prior_ess"] = certificate.effective_sample_size(beta * log_r_prior)
+    metrics["prior_ess"] = float(np.mean([certificate.effective_sample_size(gap) for gap in priors.gap]))
     titles = {"prior": "prior", "rtb": "RTB posterior", "exact": "exact posterior"}
     with replacing(workdir / "samples.png") as partial:
         domain.plot(partial, {title: samples[name] for name, title in titles.items() if name in samples})
     # In full precision: a log-weight belongs to the very sample.
     with replacing(workdir / "samples.npz") as partial:
-        np.savez_compressed(partial, x=x, log_weight=gap, log_reward=log_r, prior=x_prior)
-    return {"certificate": found.to_dict(), "metrics": metrics}
+        np.savez_compressed(
+            partial,
+            x=domain.shown(ours.x),
+            log_weight=domain.shown(ours.gap),
+            log_reward=domain.shown(ours.log_reward),
+            prior=domain.shown(priors.x),
+        )
+    return {"certificate": certify(domain, ours.gap, known, upper), "metrics": metrics}
 
 
 def report(summary: dict[str, Any]) -> str:

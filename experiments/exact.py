@@ -19,21 +19,31 @@ from rtbjax import behaviour
 from rtbjax.certificate import Estimate, from_prior
 from rtbjax.train import make_rollout
 
+MAX_BATCHES = 10_000  # What drawing may cost.
 SHIPPED = weights.REPOSITORY / "weights" / "exact"
 
 
 class Exact(NamedTuple):
     """Attributes:
-    samples: exact posterior samples, ``[N, E*]``; empty where the reward has no declared bound.
-    log_z: log E_prior[r^beta] with its interval, from all the prior samples drawn.
+    samples: exact posterior samples of each evaluated condition (one if there are none), ``[N, n, E*]``; n is 0 where
+      the reward has no declared bound.
+    log_z: log E_prior[r^beta] of each with its interval, from all the prior samples drawn.
     """
 
     samples: np.ndarray
-    log_z: Estimate
+    log_z: tuple[Estimate, ...]
+
+    def first(self) -> np.ndarray:
+        """One of the two independent sets, ``[N, n / 2, E*]``."""
+        return self.samples[:, : self.samples.shape[1] // 2]
+
+    def second(self) -> np.ndarray:
+        """The other."""
+        return self.samples[:, self.samples.shape[1] // 2 :]
 
 
 def posterior(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
-    """``2 * eval.exact_samples`` exact samples (two independent sets), from the cache or drawn now.
+    """``2 * eval.exact_samples`` exact samples (two independent sets) of each posterior, from the cache or drawn now.
 
     Without a declared bound on r there are no exact samples, and ``eval.exact_samples`` prior samples give log Z.
 
@@ -75,35 +85,41 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     """Draws an exact set and caches it.
 
     Raises:
-      UserError: the acceptance rate is too low to get the samples from 10,000 prior batches.
+      UserError: the acceptance rate is too low to get the samples from `MAX_BATCHES` prior batches.
     """
     settings, beta = config.eval, config.objective.beta
     run = make_rollout(domain.process, (settings.batch_size, *domain.event_shape), mesh)
     count, key = wanted(config, domain), stream(config.seed, "exact")
-    kept, log_rewards, have = [], [], 0
-    with tqdm(total=count, desc="exact posterior by rejection", unit="sample") as bar:
-        for batch in range(10_000):
+    kept: list[list[np.ndarray]] = [[] for _ in range(domain.asked)]
+    log_rewards: list[list[np.ndarray]] = [[] for _ in range(domain.asked)]
+    have = np.zeros(domain.asked, int)
+    with tqdm(total=count * domain.asked, desc="exact posterior by rejection", unit="sample") as bar:
+        for batch in range(MAX_BATCHES):
             roll, accept = jax.random.split(jax.random.fold_in(key, batch))
-            trajectory = rewarded(domain, run(roll, domain.prior))
+            # The conditions that still want samples, in turn.
+            index = np.resize(np.flatnonzero(have < count), settings.batch_size)
+            trajectory = rewarded(domain, run(roll, domain.prior, cond=domain.evaluated(index)))
             log_r = np.asarray(trajectory.log_reward)
-            log_rewards.append(log_r)
-            if domain.log_bound is None:
-                new = settings.batch_size
-            else:
+            keep = np.ones(len(index), bool)
+            if domain.log_bound is not None:
                 keep = np.asarray(behaviour.accept(accept, log_r, domain.log_bound, beta=beta))
-                kept.append(np.asarray(trajectory.xs[-1])[keep])
-                new = len(kept[-1])
-            bar.update(min(new, count - have))
-            have += new
-            if have >= count:
+            ends = None if domain.log_bound is None else np.asarray(trajectory.xs[-1])
+            for i in np.unique(index):
+                log_rewards[i].append(log_r[index == i])
+                if ends is not None:
+                    kept[i].append(ends[keep & (index == i)])
+            have += np.bincount(index[keep], minlength=domain.asked)
+            bar.update(int(np.minimum(have, count).sum()) - bar.n)
+            if (have >= count).all():
                 break
         else:
             raise UserError(
-                f"Only {have} of {count} exact samples after {10_000 * settings.batch_size} prior samples: r is too "
-                "rare under the prior; lower config.eval.exact_samples."
+                f"Only {have.min()} of {count} exact samples after {MAX_BATCHES * settings.batch_size} prior samples: "
+                "r is too rare under the prior; lower config.eval.exact_samples."
             )
-    samples = np.concatenate(kept)[:count] if kept else np.zeros((0, *domain.event_shape), np.float32)
-    exact = Exact(samples, from_prior(np.concatenate(log_rewards), beta))
+    none = np.zeros((0, *domain.event_shape), np.float32)
+    samples = np.stack([np.concatenate(parts)[:count] if parts else none for parts in kept])
+    exact = Exact(samples, tuple(from_prior(np.concatenate(parts), beta) for parts in log_rewards))
     _write(cache_file(config, domain), exact, domain)
     return exact
 
@@ -117,21 +133,26 @@ def storage(domain: Domain) -> type[np.floating]:
 
 
 def _write(path: Path, exact: Exact, domain: Domain) -> None:
+    log_z = np.array([[e.log_z, *e.interval] for e in exact.log_z])
     with replacing(path) as partial:
         np.savez_compressed(
             partial,
-            samples=exact.samples.astype(storage(domain)),
-            log_z=np.array([exact.log_z.log_z, *exact.log_z.interval]),
-            source=exact.log_z.source,
+            samples=domain.shown(exact.samples.astype(storage(domain))),
+            log_z=domain.shown(log_z),
+            source=domain.shown(np.array([e.source for e in exact.log_z])),
         )
 
 
 def _read(path: Path, count: int, domain: Domain) -> Exact:
     """Raises an error of any kind unless the file holds what `_write` would write now."""
     with np.load(path, allow_pickle=False) as file:
-        log_z, low, high = map(float, file["log_z"])
-        samples, source = file["samples"], str(file["source"])
-    shape = (0 if domain.log_bound is None else count, *domain.event_shape)
+        samples, log_z, source = (file[name] for name in ("samples", "log_z", "source"))
+    if domain.conditions is None:
+        samples, log_z, source = samples[None], log_z[None], source[None]
+    shape = (domain.asked, 0 if domain.log_bound is None else count, *domain.event_shape)
     if samples.shape != shape or samples.dtype != storage(domain) or not np.isfinite(samples).all():
         raise ValueError(f"it holds {samples.dtype} samples of shape {samples.shape}")
-    return Exact(samples.astype(np.float32), Estimate(log_z, (low, high), source))
+    estimates = tuple(
+        Estimate(float(z), (float(low), float(high)), str(s)) for (z, low, high), s in zip(log_z, source, strict=True)
+    )
+    return Exact(samples.astype(np.float32), estimates)

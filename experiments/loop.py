@@ -124,7 +124,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             )
 
     key = stream(config.seed, "train")
-    on_policy, width = settings.path_counts(config)["on_policy"], widening(config)
+    on_policy, groups, width = settings.path_counts(config)["on_policy"], settings.groups(config), widening(config)
     metrics = records.Metrics(workdir / "metrics.jsonl", first)
     with tqdm(total=steps, initial=first, desc=domain.name, unit="step") as bar:
         for step in range(first, steps):
@@ -138,7 +138,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             done = step + 1
             clock.step_done(state)
             if done % config.log.every == 0 or done == steps:
-                values = summarise(info, trajectory, 0 if float(width(step)) else on_policy)
+                values = summarise(info, trajectory, 0 if float(width(step)) else on_policy, groups)
                 metrics.write(done, values | {"seconds": round(spent(), 3)})
                 shown = {"loss": "loss", "log Z": "log_z", "ELBO": "elbo", "ESS": "ess"}
                 bar.set_postfix({k: f"{values[v]:.3g}" for k, v in shown.items() if v in values}, refresh=False)
@@ -172,21 +172,22 @@ def check_nothing_lost(workdir: Path, every: int) -> None:
         )
 
 
-def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int) -> dict[str, float]:
+def summarise(info: train.StepInfo, trajectory: Trajectory, on_policy: int, groups: int = 1) -> dict[str, float]:
     """A step in numbers.
 
     Args:
       info: of the step.
       trajectory: its batch.
-      on_policy: how many paths, the first of the batch, are the posterior's own. ELBO, ESS and log r are of these;
-        widened paths are not its own, so there are none while exploration lasts.
+      on_policy: how many paths, the first of each condition's, are the posterior's own. ELBO, ESS and log r are of
+        these; widened paths are not its own, so there are none while exploration lasts.
+      groups: conditions in the batch; ESS is the mean over them.
     """
-    gap = np.asarray(info.gap)[:on_policy]
     values = {name: float(getattr(info, name)) for name in ("loss", "log_z", "residual", "grad_norm")}
     if on_policy:
+        gap, log_r = (np.asarray(a).reshape(groups, -1)[:, :on_policy] for a in (info.gap, trajectory.log_reward))
         values["elbo"] = float(gap.mean())
-        values["ess"] = certificate.effective_sample_size(gap)
-        values["log_reward"] = float(np.mean(np.asarray(trajectory.log_reward)[:on_policy]))
+        values["ess"] = float(np.mean([certificate.effective_sample_size(one) for one in gap]))
+        values["log_reward"] = float(log_r.mean())
     return values
 
 

@@ -25,7 +25,9 @@ BASELINES = {
 def initial_params(config: ConfigDict, domain: Domain) -> PyTree:
     """``{"policy": ..., "log_z": ...}``; log Z only where it is learned."""
     params = {"policy": domain.posterior.params}
-    return params | ({"log_z": jnp.float32(0.0)} if config.objective.log_z == "learned" else {})
+    if config.objective.log_z == "learned":
+        return params | {"log_z": jnp.float32(0.0)}
+    return params | ({"log_z": domain.log_z.params} if config.objective.log_z == "conditional" else {})
 
 
 def make(config: ConfigDict, domain: Domain) -> Objective:
@@ -37,7 +39,8 @@ def make(config: ConfigDict, domain: Domain) -> Objective:
             rtbjax.loss,
             process=domain.process,
             apply_fn=domain.posterior.apply_fn,
-            log_z=settings.log_z,
+            log_z=domain.log_z.apply_fn if settings.log_z == "conditional" else settings.log_z,
+            group=settings.group or None,
             beta=settings.beta,
             cutoff=settings.cutoff,
             **steps,

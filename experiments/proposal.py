@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from experiments import settings
 from experiments.accepted import Accepted
-from experiments.domains.base import Domain, rewarded
+from experiments.domains.base import Conditions, Domain, log_reward, rewarded, rows
 from experiments.errors import ConfigError, UserError
 from rtbjax import Policy, Trajectory, behaviour, replay, rescore
 from rtbjax.sharding import DATA_AXIS
@@ -29,7 +29,7 @@ class Buffers(NamedTuple):
 
     Attributes:
       accepted: exact posterior paths: ``xs[T + 1, E*]``, ``log_prior[T]``, ``log_reward``.
-      visited: ends of on-policy paths: ``x0``, ``log_reward``.
+      visited: ends of on-policy paths: ``x0``, ``log_reward``; with conditions a buffer for each, along a leading axis.
     """
 
     accepted: replay.Buffer | None
@@ -46,9 +46,15 @@ def check(config: ConfigDict, domain: Domain) -> None:
     """Checks the behaviours against the domain.
 
     Raises:
-      ConfigError: accepted paths of a reward without a declared bound.
+      ConfigError: accepted paths of a reward without a declared bound, or of several posteriors; a group without
+        conditions, or conditions without a group.
     """
     paths = settings.path_counts(config)
+    if domain.conditions is not None:
+        check_conditional(config, domain.conditions, paths)
+        return
+    if config.objective.group:
+        raise ConfigError("config.objective.group must be 0: this domain has no conditions.")
     uses_accepted = paths["accepted"] or paths["noised"]
     if uses_accepted and domain.log_bound is None:
         raise ConfigError(
@@ -56,20 +62,36 @@ def check(config: ConfigDict, domain: Domain) -> None:
         )
 
 
+def check_conditional(config: ConfigDict, conditions: Conditions, paths: dict[str, int]) -> None:
+    if not config.objective.group:
+        raise ConfigError("config.objective.group must be at least 1: this domain has conditions.")
+    if settings.groups(config) > conditions.count:
+        raise ConfigError(
+            f"config.objective.group={config.objective.group} asks for {settings.groups(config)} conditions in a batch "
+            f"of {config.train.batch_size}, and there are {conditions.count}."
+        )
+    if paths["accepted"] or config.behaviour.prior_paths:
+        raise ConfigError("config.behaviour.accepted and prior_paths must be 0: this domain has conditions.")
+    if paths["noised"] and conditions.examples is None:
+        raise ConfigError("config.behaviour.noised must be 0: this domain has no data for its conditions.")
+
+
 class Proposal:
     """The proposal of a run, for a config that passed `check`. Every method is a function of its arguments alone."""
 
     def __init__(self, config: ConfigDict, domain: Domain, mesh: Mesh):
         self._settings, self._beta, self._domain = config.behaviour, config.objective.beta, domain
-        self._paths = settings.path_counts(config)
+        self._paths, self._groups = settings.path_counts(config), settings.groups(config)
         self._width = widening(config)
-        uses_accepted = self._paths["accepted"] or self._paths["noised"]
+        uses_accepted = domain.conditions is None and (self._paths["accepted"] or self._paths["noised"])
         self._accepted = Accepted(config, domain) if uses_accepted else None
 
         def roller(size: int) -> Callable[..., Trajectory]:
             return make_rollout(domain.process, (size, *domain.event_shape), mesh)
 
-        self._roll = {name: roller(self._paths[name]) for name in ("on_policy", "prior") if self._paths[name]}
+        self._roll = {
+            name: roller(self._groups * self._paths[name]) for name in ("on_policy", "prior") if self._paths[name]
+        }
         self._roll_fresh = roller(self._settings.prior_paths) if self._settings.prior_paths else None
         devices = mesh.shape[DATA_AXIS]
         # Nobody asked for this number, so it gives way to the devices.
@@ -77,12 +99,13 @@ class Proposal:
         self._roll_gather = roller(self._gather_size)
         self._rescored = jax.jit(lambda params, paths: rescore(domain.process, self._current(params), paths))
         self._renoised = jax.jit(
-            lambda key, params, x0, log_reward: behaviour.renoise(
-                key, domain.process, domain.prior, self._current(params), x0, log_reward
+            lambda key, params, x0, log_reward, cond: behaviour.renoise(
+                key, domain.process, domain.prior, self._current(params), x0, log_reward, cond
             )
         )
         self._remember = jax.jit(self._add_visited, donate_argnums=0)
-        self._mix = jax.jit(behaviour.mix)
+        self._recall = jax.jit(self._sample_visited)
+        self._mix = jax.jit(self._interleave)
 
     def _current(self, params: Any) -> Policy:
         return self._domain.posterior.replace(params=params)
@@ -91,10 +114,11 @@ class Proposal:
         """Empty buffers."""
         number = jax.ShapeDtypeStruct((), jnp.float32)
         end = {"x0": jax.ShapeDtypeStruct(self._domain.event_shape, jnp.float32), "log_reward": number}
-        return Buffers(
-            accepted=self._accepted and self._accepted.blank(),
-            visited=replay.init(end, self._settings.capacity) if self._paths["replay"] else None,
-        )
+        visited = replay.init(end, self._settings.capacity) if self._paths["replay"] else None
+        if self._domain.conditions is not None:
+            count = self._domain.conditions.count
+            visited = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), visited)
+        return Buffers(accepted=self._accepted and self._accepted.blank(), visited=visited)
 
     def init(self, key: Array) -> Buffers:
         """Gathers what must be there before the first step.
@@ -123,7 +147,10 @@ class Proposal:
         return buffers._replace(accepted=accepted)
 
     def propose(self, key: Array, step: int, params: Any, buffers: Buffers) -> tuple[Trajectory, Buffers]:
-        """The batch of a step, and what the behaviours remember after it."""
+        """The batch of a step, and what the behaviours remember after it.
+
+        The paths of a condition are neighbours; among them the on-policy ones come first.
+        """
         keys = dict(
             zip(
                 ("on_policy", "prior", "fresh", "accept", "accepted", "pick", "noised", "visit", "replay"),
@@ -133,34 +160,98 @@ class Proposal:
         )
         domain, prior = self._domain, self._domain.prior
         accepted, visited = buffers
+        chosen = self._choose(key)
+        cond = {name: self._repeat(chosen, count) for name, count in self._paths.items()}
         parts = []
         if self._paths["on_policy"]:
             roll, width = self._roll["on_policy"], float(self._width(step))
-            parts.append(rewarded(domain, roll(keys["on_policy"], prior, self._current(params), widen=width)))
+            own = roll(keys["on_policy"], prior, self._current(params), cond=cond["on_policy"], widen=width)
+            parts.append(rewarded(domain, own))
             if visited is not None:
-                visited = self._remember(visited, parts[0])
+                visited = self._remember(visited, chosen, parts[0])
         if self._paths["prior"]:
-            of_prior = rewarded(domain, self._roll["prior"](keys["prior"], prior, look=domain.posterior.look))
-            parts.append(self._rescored(params, of_prior))
+            of_prior = self._roll["prior"](keys["prior"], prior, cond=cond["prior"], look=domain.posterior.look)
+            parts.append(self._rescored(params, rewarded(domain, of_prior)))
         if self._accepted is not None and self._roll_fresh is not None:
             fresh = rewarded(domain, self._roll_fresh(keys["fresh"], prior))
             accepted = self._accepted.keep(keys["accept"], accepted, fresh)
         if self._paths["accepted"]:
+            assert self._accepted is not None
             parts.append(
                 self._rescored(params, self._accepted.sample(keys["accepted"], accepted, self._paths["accepted"]))
             )
         if self._paths["noised"]:
-            ends = replay.sample(keys["pick"], accepted, self._paths["noised"])
-            parts.append(self._renoised(keys["noised"], params, ends["xs"][:, -1], ends["log_reward"]))
+            x0, log_reward = self._ends(keys["pick"], accepted, chosen, cond["noised"])
+            parts.append(self._renoised(keys["noised"], params, x0, log_reward, cond["noised"]))
         if self._paths["replay"]:
-            ends = replay.sample(keys["visit"], visited, self._paths["replay"], self._settings.replay_temperature)
-            parts.append(self._renoised(keys["replay"], params, ends["x0"], ends["log_reward"]))
+            ends = self._recall(keys["visit"], visited, chosen)
+            parts.append(self._renoised(keys["replay"], params, ends["x0"], ends["log_reward"], cond["replay"]))
         return parts[0] if len(parts) == 1 else self._mix(*parts), Buffers(accepted, visited)
 
-    def _add_visited(self, buffer: replay.Buffer, trajectory: Trajectory) -> replay.Buffer:
+    def _choose(self, key: Array) -> Array | None:
+        """Which conditions this batch is of, ``i32[groups]``, all different; None without conditions."""
+        if self._domain.conditions is None:
+            return None
+        # Folded beyond what `propose` splits, whose keys a domain without conditions draws by.
+        return jax.random.choice(
+            jax.random.fold_in(key, 9), self._domain.conditions.count, (self._groups,), replace=False
+        )
+
+    def _repeat(self, chosen: Array | None, count: int) -> Any:
+        """The conditions of ``count`` paths of each group."""
+        if chosen is None or self._domain.conditions is None:
+            return None
+        return rows(self._domain.conditions.values, jnp.repeat(chosen, count))
+
+    def _ends(self, key: Array, accepted: replay.Buffer | None, chosen: Array | None, cond: Any) -> tuple[Array, Array]:
+        """What is to be noised, and its log r."""
+        count = self._paths["noised"]
+        if chosen is None or self._domain.conditions is None:
+            assert accepted is not None
+            ends = replay.sample(key, accepted, count)
+            return ends["xs"][:, -1], ends["log_reward"]
+        assert self._domain.conditions.examples is not None
+        x0 = self._domain.conditions.examples[jnp.repeat(chosen, count)]
+        return x0, log_reward(self._domain, x0, cond)
+
+    def _add_visited(self, buffer: replay.Buffer, chosen: Array | None, trajectory: Trajectory) -> replay.Buffer:
         items = {"x0": trajectory.xs[-1], "log_reward": trajectory.log_reward}
-        everything = jnp.ones(trajectory.xs.shape[1], bool)
-        return replay.add(buffer, items, everything, self._beta * trajectory.log_reward)
+
+        def add(buffer, items):
+            log_reward = items["log_reward"]
+            return replay.add(buffer, items, jnp.ones(log_reward.shape, bool), self._beta * log_reward)
+
+        if chosen is None:
+            return add(buffer, items)
+        items = jax.tree.map(lambda a: a.reshape(self._groups, -1, *a.shape[1:]), items)
+        added = jax.vmap(add)(rows(buffer, chosen), items)
+        return jax.tree.map(lambda all_, new: all_.at[chosen].set(new), buffer, added)
+
+    def _sample_visited(self, key: Array, buffer: replay.Buffer, chosen: Array | None) -> Any:
+        """``x0`` and ``log_reward`` of earlier on-policy paths of the chosen conditions."""
+        count, temperature = self._paths["replay"], self._settings.replay_temperature
+        if chosen is None:
+            return replay.sample(key, buffer, count, temperature)
+        sample = jax.vmap(lambda key, buffer: replay.sample(key, buffer, count, temperature))
+        found = sample(jax.random.split(key, self._groups), rows(buffer, chosen))
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
+
+    def _interleave(self, *parts: Trajectory) -> Trajectory:
+        """One batch in which the paths of a condition are neighbours."""
+        mixed = behaviour.mix(*parts)
+        if self._groups == 1:
+            return mixed
+        group = jnp.concatenate([jnp.arange(p.xs.shape[1]) // (p.xs.shape[1] // self._groups) for p in parts])
+        order = jnp.argsort(group, stable=True)
+        time_major = lambda a: a[:, order]  # noqa: E731
+        return Trajectory(
+            xs=time_major(mixed.xs),
+            cond=rows(mixed.cond, order),
+            log_reward=rows(mixed.log_reward, order),
+            log_prior=time_major(mixed.log_prior),
+            log_ratio=jax.tree.map(time_major, mixed.log_ratio),
+            features=jax.tree.map(time_major, mixed.features),
+        )
 
 
 def check_cost(drawn: int, have: int, wanted: int, size: int) -> None:

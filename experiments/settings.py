@@ -31,6 +31,7 @@ _AT_LEAST = {
         "behaviour.replay",
         "objective.cutoff",
         "objective.alpha",
+        "objective.group",
         "steer.steps",
         *_of_each("weight_decay"),
         "devices",
@@ -87,7 +88,7 @@ def check(config: ConfigDict) -> None:
     for name in ("train.optimizer", *_of_each("optimizer")):
         one_of(config, name, tuple(RULES))
     one_of(config, "objective.loss", ("rtb", *BASELINES))
-    one_of(config, "objective.log_z", ("vargrad", "learned"))
+    one_of(config, "objective.log_z", ("vargrad", "learned", "conditional"))
     _check_steps(config)
     _check_paths(config)
 
@@ -113,6 +114,11 @@ def _check_steps(config: ConfigDict) -> None:
 def _check_paths(config: ConfigDict) -> None:
     if config.train.batch_size < 2 and config.objective.log_z == "vargrad":
         raise ConfigError("config.train.batch_size must be at least 2: a VarGrad group of one path has loss 0.")
+    batch, group = config.train.batch_size, config.objective.group
+    if group and batch % group:
+        raise ConfigError(f"config.objective.group must divide config.train.batch_size={batch}, got {group}.")
+    if group == 1 and config.objective.log_z == "vargrad":
+        raise ConfigError("config.objective.group must be at least 2: a VarGrad group of one path has loss 0.")
     parts = {name: get(config, f"behaviour.{name}") for name in OFF_POLICY}
     # A fraction of a decimal is rarely a sum of binary ones.
     if sum(parts.values()) > 1 + 1e-9:
@@ -127,9 +133,14 @@ def _check_paths(config: ConfigDict) -> None:
         )
 
 
+def groups(config: ConfigDict) -> int:
+    """Conditions in a batch, each with as many paths; 1 without conditions."""
+    return config.train.batch_size // config.objective.group if config.objective.group else 1
+
+
 def path_counts(config: ConfigDict) -> dict[str, int]:
-    """Paths per behaviour in a batch; on-policy takes the rest and comes first."""
-    return _split(config, config.train.batch_size)
+    """Paths per behaviour for each condition of a batch; on-policy takes the rest and comes first."""
+    return _split(config, config.train.batch_size // groups(config))
 
 
 def _split(config: ConfigDict, batch: int) -> dict[str, int]:
@@ -150,17 +161,23 @@ def check_devices(config: ConfigDict, devices: int) -> None:
             nearest = " and ".join(str(s) for s in (below, below + devices) if s)
             raise ConfigError(f"config.{name}={size} does not divide over {devices} devices; nearest are {nearest}.")
 
-    def fits(batch: int) -> bool:
-        paths = _split(config, batch)
-        return batch % devices == paths["on_policy"] % devices == paths["prior"] % devices == 0
+    batch, group = config.train.batch_size, config.objective.group
 
-    batch = config.train.batch_size
+    def counts(batch: int) -> dict[str, int]:
+        conditions = batch // group if group else 1
+        return {name: n * conditions for name, n in _split(config, group or batch).items()}
+
+    def fits(batch: int) -> bool:
+        paths = counts(batch)
+        whole = batch % devices == paths["on_policy"] % devices == paths["prior"] % devices == 0
+        return whole and batch % (group or 1) == 0
+
     if fits(batch):
         return
     smaller = next((b for b in range(batch - 1, 1, -1) if fits(b)), None)
     larger = next((b for b in range(batch + 1, batch + 1000 * devices) if fits(b)), None)
     nearest = " and ".join(str(b) for b in (smaller, larger) if b)
-    paths = _split(config, batch)
+    paths = counts(batch)
     raise ConfigError(
         f"config.train.batch_size={batch} does not divide over {devices} devices ({paths['on_policy']} on-policy and "
         f"{paths['prior']} prior paths with these config.behaviour fractions); nearest are {nearest}."

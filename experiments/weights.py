@@ -33,7 +33,7 @@ def locate(path: str) -> Path:
 
 def save(path: Path, params: PyTree, metadata: dict | None = None) -> None:
     """Writes a tree of arrays, names joined by ``/``; ``metadata`` says where the weights come from."""
-    flat = {name: np.ascontiguousarray(leaf) for name, leaf in _names(jax.device_get(params)).items()}
+    flat = {name: np.asarray(leaf, order="C") for name, leaf in _names(jax.device_get(params)).items()}
     with replacing(path) as partial:
         safetensors.numpy.save_file(flat, partial, {"rtbjax": json.dumps(metadata or {})})
 
@@ -75,5 +75,5 @@ def fingerprint(*parts: PyTree) -> str:
     for part in parts:
         for name, leaf in _names(part).items():
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes() if hasattr(leaf, "shape") else repr(leaf).encode())
+            digest.update(np.asarray(leaf, order="C").tobytes() if hasattr(leaf, "shape") else repr(leaf).encode())
     return digest.hexdigest()[:16]

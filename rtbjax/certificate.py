@@ -12,6 +12,7 @@ that does not use the posterior is always sought (prior samples, a rejection rat
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -126,6 +127,53 @@ def certify(
         path_kl_lower=estimate.log_z - elbo,
         num_paths=gap.size,
         verdict=_verdict(estimate, reference, fraction, tail, path_kl),
+    )
+
+
+def average(certificates: Sequence[Certificate]) -> Certificate:
+    """One certificate of several posteriors, those of several conditions: its scalars are their means.
+
+    Intervals are of the mean of independent estimates, widened by the bias of a log mean weight, half its variance,
+    which does not average out. ``num_paths`` is the sum. The verdict is that of the mean: a condition whose modes are
+    missing may hide among many whose are not, so look at each.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not certificates:
+        raise ValueError("average needs at least one certificate, got none.")
+
+    def mean(name: str) -> float | None:
+        values = [getattr(c, name) for c in certificates if getattr(c, name) is not None]
+        return float(np.mean(values)) if values else None
+
+    def estimate(name: str, source: str) -> Estimate:
+        center = np.asarray([getattr(c, name) for c in certificates])
+        half = np.asarray([np.diff(getattr(c, f"{name}_ci"))[0] / 2 for c in certificates])
+        width = math.sqrt(np.sum(half**2)) / len(half) + float(np.mean((half / _NORMAL_95) ** 2)) / 2
+        return Estimate(float(center.mean()), (float(center.mean() - width), float(center.mean() + width)), source)
+
+    sampled, reference = estimate("log_z_is", "importance sampling"), None
+    sources = {c.log_z_reference_source for c in certificates}
+    if None not in sources:
+        reference = estimate("log_z_reference", " and ".join(sorted(map(str, sources))))
+    ess, tail, path_kl = mean("ess"), mean("pareto_k"), None if reference is None else mean("path_kl")
+    elbo, path_kl_lower = mean("elbo"), mean("path_kl_lower")
+    assert ess is not None and elbo is not None and path_kl_lower is not None
+    return Certificate(
+        log_z_is=sampled.log_z,
+        log_z_is_ci=sampled.interval,
+        log_z_reference=reference and reference.log_z,
+        log_z_reference_ci=reference and reference.interval,
+        log_z_reference_source=reference and reference.source,
+        elbo=elbo,
+        eubo=mean("eubo"),
+        ess=ess,
+        pareto_k=tail,
+        path_kl=path_kl,
+        path_kl_lower=path_kl_lower,
+        num_paths=sum(c.num_paths for c in certificates),
+        verdict=_verdict(sampled, reference, ess, tail, path_kl),
     )
 
 

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
+from experiments.errors import ConfigError
 from rtbjax import Policy, Process, RewardFn, Trajectory, rewards
 
 Samples = dict[str, np.ndarray]
@@ -27,9 +29,52 @@ class Value:
     log_h: Callable[[PyTree, Array, Array], Array]
 
 
+class LogZ(NamedTuple):
+    """A conditional log Z to train.
+
+    Attributes:
+      params: at the start.
+      apply_fn: ``(params, cond) -> f32[B]``.
+    """
+
+    params: PyTree
+    apply_fn: Callable[[PyTree, Any], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What one posterior is asked for many times: a class, a story, a state.
+
+    Attributes:
+      values: ``[C, ...]``, arrays; those trained on. A path's ``cond`` is one row of them.
+      evaluated: ``[N, ...]``, arrays; those the certificate and the metrics are of.
+      names: of the evaluated, N.
+      examples: ``[C, *E]``, a datum for each of the values, to be noised (``behaviour.noised``), or None.
+      log_z: for ``objective.log_z = "conditional"``, or None.
+    """
+
+    values: PyTree
+    evaluated: PyTree
+    names: tuple[str, ...]
+    examples: Array | None = None
+    log_z: LogZ | None = None
+
+    @property
+    def count(self) -> int:
+        """C."""
+        return len(jax.tree.leaves(self.values)[0])
+
+
+def rows(tree: PyTree, index: Int[Array, " B"]) -> PyTree:
+    """Those rows of every array."""
+    return jax.tree.map(lambda a: a[index], tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class Domain:
     """A prior, a reward, and how to look at the result: everything the loop does not know.
+
+    A conditional domain's sets of samples have a leading axis more, that of the evaluated conditions.
 
     Attributes:
       name: as in ``config.domain``.
@@ -38,12 +83,13 @@ class Domain:
       event_shape: of one sample.
       prior: frozen.
       posterior: the parametrisation to train, at its start.
-      value: what steers the posterior at first (`experiments.warm_start`), or None.
       log_reward: log r, ``(x, cond) -> f[B]``.
       log_bound: declared bound on log r, or None.
       fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.
       evaluate: samples by name (``prior``, ``rtb``, and where they exist ``exact``, ``exact_again``) to metrics.
       plot: ``(path, samples by title)``; writes a PNG with one panel per set.
+      value: what steers the posterior at first (`experiments.warm_start`), or None.
+      conditions: None if there is one posterior.
     """
 
     name: str
@@ -58,13 +104,42 @@ class Domain:
     evaluate: Callable[[Samples], dict[str, Any]]
     plot: Callable[[Path, Samples], None]
     value: Value | None = None
+    conditions: Conditions | None = None
+
+    @property
+    def asked(self) -> int:
+        """How many posteriors are evaluated: N conditions, or one."""
+        return 1 if self.conditions is None else len(self.conditions.names)
+
+    @property
+    def log_z(self) -> LogZ:
+        """The conditional log Z.
+
+        Raises:
+          ConfigError: there is none.
+        """
+        if self.conditions is None or self.conditions.log_z is None:
+            raise ConfigError("config.objective.log_z must not be 'conditional': this domain has no conditional log Z.")
+        return self.conditions.log_z
+
+    def evaluated(self, index: np.ndarray) -> PyTree | None:
+        """The evaluated conditions of these indices, as the ``cond`` of as many paths."""
+        return None if self.conditions is None else rows(self.conditions.evaluated, index)
+
+    def shown(self, x: np.ndarray) -> np.ndarray:
+        """Without the leading axis of length 1 where there are no conditions."""
+        return x[0] if self.conditions is None else x
 
 
-def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
-    """The paths with their ``log_reward``, asked for on the host and checked.
+def log_reward(domain: Domain, x: Array, cond: Any) -> Array:
+    """log r of a batch, asked for on the host and checked.
 
     Raises:
       RewardError: see `rtbjax.rewards.evaluate`.
     """
-    log_reward = rewards.evaluate(domain.log_reward, trajectory.xs[-1], trajectory.cond, log_bound=domain.log_bound)
-    return trajectory._replace(log_reward=jnp.asarray(log_reward))
+    return jnp.asarray(rewards.evaluate(domain.log_reward, x, cond, log_bound=domain.log_bound))
+
+
+def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
+    """The paths with their `log_reward`."""
+    return trajectory._replace(log_reward=log_reward(domain, trajectory.xs[-1], trajectory.cond))

@@ -46,7 +46,7 @@ def get_config(variant: str = ""):
     config.iql.expectile = 0.7
     config.iql.discount = 0.99
     config.iql.target_rate = 0.005
-    config.iql.steps = 50_000
+    config.iql.steps = 30_000
     config.iql.batch_size = 256
     config.iql.learning_rate = 3e-4
     config.iql.checkpoint_every = 5_000
@@ -70,7 +70,7 @@ def get_config(variant: str = ""):
     config.eval.batch_size = 4_000
     config.eval.exact_samples = 2_000
     config.pretrain.what = "prior"
-    config.pretrain.steps = 20_000
+    config.pretrain.steps = 12_000
     config.pretrain.batch_size = 512
     if variant == "paper":
         config.posterior.width = 256

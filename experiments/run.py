@@ -30,7 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/DOMAIN.py, or
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/DOMAIN or runs/DOMAIN-VARIANT by default.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "What to do.")
 
-DOMAINS = ("gmm", "images")
+DOMAINS = ("gmm", "images", "control")
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
 # How the types of fields are called in a message, by what their parsers say of a value of another type.

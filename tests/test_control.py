@@ -143,10 +143,10 @@ def test_the_metrics_tell_the_posterior_from_the_prior(config):
     prior, again, third = rng.normal(0.0, 1.5, (3, 12, 4_000, 3)).astype(np.float32)
     exact = built.evaluate({"prior": prior, "rtb": resampled(rng, built, again)})
     wrong = built.evaluate({"prior": prior, "rtb": third})
-    assert exact["trusted"] == wrong["trusted"] == 1.0
-    assert exact["q_standardised"] < 2.0 < 4.0 < wrong["q_standardised"]
-    assert abs(exact["q_minus_reference"]) < 0.2 * abs(wrong["q_minus_reference"])
-    assert wrong["q_minus_reference"] < 0.0
+    assert exact["reference"]["trusted"] == wrong["reference"]["trusted"] == 1.0
+    assert exact["rtb"]["q_standardised"] < 2.0 < 4.0 < wrong["rtb"]["q_standardised"]
+    assert abs(exact["rtb"]["q_minus_reference"]) < 0.2 * abs(wrong["rtb"]["q_minus_reference"])
+    assert wrong["rtb"]["q_minus_reference"] < 0.0
     assert exact["states"].keys() == set(built.conditions.names)
 
 
@@ -154,7 +154,8 @@ def test_states_whose_reference_rests_on_few_samples_count_for_nothing(config):
     built = control.build(changed(config, reward__alpha=1e-4))
     x = np.random.default_rng(0).normal(0.0, 1.5, (4, 200, 3)).astype(np.float32)
     metrics = built.evaluate({"prior": x, "rtb": x})
-    assert metrics["trusted"] == 0.0 and "q_standardised" not in metrics
+    assert metrics["reference"]["trusted"] == 0.0
+    assert metrics["rtb"]["q_minus_reference"] is metrics["rtb"]["q_standardised"] is None
 
 
 @pytest.mark.parametrize(

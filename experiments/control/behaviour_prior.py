@@ -61,7 +61,8 @@ def init(key: Array, width: int, observation_dim: int, action_dim: int) -> PyTre
 def predict(params: Any, u: Float[Array, "B A"], t: Float[Array, "*B"], observations: Float[Array, "B S"]) -> Array:
     """The noise in u at training timestep t, given normalised observations."""
     width, action_dim = params["Dense_0"]["kernel"].shape[-1], u.shape[-1]
-    return network(width, action_dim).apply({"params": params}, u, t / TRAIN_STEPS, observations)
+    noise: Any = network(width, action_dim).apply({"params": params}, u, t / TRAIN_STEPS, observations)
+    return noise
 
 
 def loss(params: PyTree, key: Array, latents: Float[Array, "B A"], observations: Float[Array, "B S"]) -> Array:

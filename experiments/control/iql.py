@@ -116,7 +116,7 @@ def train(data: Batch, settings: ConfigDict, *, key: Array, workdir: Path) -> Py
     """
     init_key, batch_key = jax.random.split(key)
     optimizer = optax.adam(settings.learning_rate)
-    params = init(init_key, settings.width, data.observations.shape[1], data.actions.shape[1])
+    params: Any = init(init_key, settings.width, data.observations.shape[1], data.actions.shape[1])
 
     def step(data, carry, i):
         params, target, opt_state = carry
@@ -128,9 +128,9 @@ def train(data: Batch, settings: ConfigDict, *, key: Array, workdir: Path) -> Py
         total, gradient = jax.value_and_grad(loss)(params, target, batch, **constants)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
             updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        target = optax.incremental_update(params["q"], target, settings.target_rate)
-        return (params, target, opt_state), total
+        updated: Any = optax.apply_updates(params, updates)
+        target = optax.incremental_update(updated["q"], target, settings.target_rate)
+        return (updated, target, opt_state), total
 
     carry = (params, params["q"], optimizer.init(params))
     last: Any = iterate(step, carry, data, settings, workdir=workdir, label="IQL", steps_per_call=200)

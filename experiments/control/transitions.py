@@ -249,7 +249,7 @@ def of_task(found: Transitions, task: Task) -> Transitions:
     if sizes != (task.observation_dim, task.action_dim):
         raise DataError(
             f"{found.source} has observations of {sizes[0]} and actions of {sizes[1]} numbers, {task.environment} has "
-            f"{task.observation_dim} and {task.action_dim}: set config.environment."
+            f"{task.observation_dim} and {task.action_dim}: set config.environment or config.data.path."
         )
     return found
 

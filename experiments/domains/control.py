@@ -302,14 +302,19 @@ def make_evaluate(log_reward, conditions: Conditions, alpha: float):
             }
             for i, name in enumerate(conditions.names)
         }
-        trusted = known.trusted
-        metrics = {f"q_{name}": float(values.mean()) for name, values in mean.items()}
-        metrics |= {"trusted": float(trusted.mean()), "reference_ess": float(np.median(known.ess)), "states": states}
-        if trusted.any():
-            metrics["q_minus_reference"] = float(difference[trusted].mean())
-            # About 1 where samples are the posterior's: differences in units of their own standard errors.
-            metrics["q_standardised"] = float(np.sqrt(np.mean((difference**2 / (error**2 + known.error**2))[trusted])))
-        return metrics
+        kept = known.trusted
+        # About 1 where samples are the posterior's: differences in units of their own standard errors.
+        standardised = np.sqrt(np.mean((difference**2 / (error**2 + known.error**2))[kept])) if kept.any() else None
+        return {
+            "prior": {"q": mean["prior"].mean()},
+            "rtb": {
+                "q": mean["rtb"].mean(),
+                "q_minus_reference": difference[kept].mean() if kept.any() else None,
+                "q_standardised": standardised,
+            },
+            "reference": {"trusted": kept.mean(), "median_ess": np.median(known.ess)},
+            "states": states,
+        }
 
     return evaluate
 

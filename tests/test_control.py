@@ -207,3 +207,43 @@ def test_runs_that_differ_in_more_than_their_seed_are_not_put_together(config):
 def test_a_workdir_of_another_domain_is_not_played(tmp_path):
     with pytest.raises(UserError, match="holds no run of configs/d4rl.py"):
         play.config_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return control.build(changed(get_config(), devices=1))
+
+
+def test_the_shipped_weights_say_what_they_were_trained_on_and_are_small():
+    config = get_config()
+    for section, steps in (("prior", config.pretrain.steps), ("reward", config.iql.steps)):
+        path = weights.locate(config[section].weights)
+        notes = weights.metadata(path)
+        assert (notes["environment"], notes["steps"]) == ("hopper", steps)
+        assert notes["trained_on"].endswith("of hopper-medium-replay-100k.npz")
+        assert path.stat().st_size < 2e6
+
+
+def test_the_shipped_prior_imitates_each_states_actions(shipped, key):
+    """Its draws lie nearer to the recorded action than recorded actions of other states do, in every dimension."""
+    rows = jax.random.choice(key, shipped.conditions.count, (2_000,), replace=False)
+    cond, recorded = shipped.conditions.values[rows], np.tanh(shipped.conditions.examples[rows])
+    run_prior = jax.jit(
+        lambda key, prior, cond: rollout(key, shipped.process, prior, shape=(len(cond), 3), cond=cond).xs[-1]
+    )
+    drawn = np.tanh(run_prior(key, shipped.prior, cond))
+    own, others = (np.mean((drawn - actions) ** 2, axis=0) for actions in (recorded, np.roll(recorded, 1, axis=0)))
+    assert (own < 0.8 * others).all()
+    # And they spread as the recorded actions do.
+    np.testing.assert_allclose(drawn.std(axis=0), recorded.std(axis=0), rtol=0.15)
+
+
+def test_the_shipped_values_go_with_what_was_earned_afterwards():
+    found = transitions.load("", TASKS["hopper"])
+    params, norm = control.load_values(get_config())
+    earned, ahead = np.zeros(len(found.rewards)), 0.0
+    for row in range(len(earned) - 1, -1, -1):
+        ahead = found.rewards[row] + (0.0 if found.terminals[row] else 0.99 * ahead)
+        earned[row] = ahead
+    values = np.asarray(iql.value(params["v"], jnp.asarray(norm(found.observations))))
+    assert np.corrcoef(values, earned)[0, 1] > 0.5

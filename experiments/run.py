@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compare, evaluate, exact, loop, proposal, records, settings
+from experiments import compare, evaluate, exact, loop, objectives, proposal, records, settings
 from experiments.domains.base import Domain
 from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
@@ -83,6 +83,7 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
         settings.check_devices(config, mesh.size)
         domain = domain_module(config).build(config)
         proposal.check(config, domain)
+        objectives.initial_params(config, domain)  # A conditional log Z, where it is asked for, exists.
     return domain, mesh
 
 

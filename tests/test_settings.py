@@ -22,7 +22,7 @@ def config(tmp_path):
     [
         (dict(objective__grad_steps=101), r"grad_steps must be None or lie in 1..10"),
         (dict(objective__chunk=3), "chunk must divide the 10 steps"),
-        (dict(objective__log_z="conditional"), "vargrad, learned"),
+        (dict(objective__log_z="exact"), "vargrad, learned, conditional"),
         (dict(objective__loss="ppo"), "rtb, reinforce"),
         (dict(objective__alpha=-1.0), "objective.alpha must be at least 0"),
         (dict(train__optimizer="sgd"), "adam, muon"),
@@ -81,7 +81,7 @@ def test_the_nearest_values_are_right(config, batch):
 
 def test_accepted_paths_need_a_bound(config):
     without = changed(config, behaviour__accepted=0.0, behaviour__noised=0.0)
-    boundless, bounded = SimpleNamespace(log_bound=None), SimpleNamespace(log_bound=0.0)
+    boundless, bounded = (SimpleNamespace(log_bound=bound, conditions=None) for bound in (None, 0.0))
     proposal.check(without, boundless)
     proposal.check(config, bounded)
     with pytest.raises(ConfigError, match="must be 0: this reward has no declared bound"):

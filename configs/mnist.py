@@ -11,12 +11,14 @@ The three networks are shipped. Each is made anew (on --config.data.path=digits.
     python experiments/run.py --config=configs/mnist.py --mode=pretrain --config.pretrain.what=reward  the classifier
     python experiments/run.py --config=configs/mnist.py:value --mode=pretrain                          the value
 
-Expected: see docs/results/mnist.md. Labels: 0..9, even, odd.
+Expected: see docs/results/mnist.md. Labels: 0..9, even, odd. One posterior for many labels, which it is told, by
+
+    python experiments/run.py --config=configs/mnist.py:conditional          label digits, or parity, digits_and_parity
 """
 
 from configs.base import base, check_variant
 
-VARIANTS = ("", "full", "value", "smoke")
+VARIANTS = ("", "full", "conditional", "value", "smoke")
 
 
 def get_config(variant: str = ""):
@@ -65,6 +67,15 @@ def get_config(variant: str = ""):
         config.behaviour.prior_paths = 64
         config.checkpoint.every = 250
         config.eval.num_samples = 2_000
+    if variant == "conditional":
+        config.reward.label = "digits"
+        config.steer.steps, config.steer.batch_size = 2000, 16
+        config.train.steps = 200
+        config.objective.group = 6
+        config.train.batch_size = 60
+        config.behaviour.accepted = 0.0
+        config.eval.num_samples = 200
+        config.eval.exact_samples = 100
     if variant == "value":
         config.pretrain.what = "value"
         config.pretrain.steps = 1200

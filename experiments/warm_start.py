@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments.domains.base import Domain
+from experiments.domains.base import Domain, rows
 from experiments.pretrain import fit
 from rtbjax import LearnedStd, Policy, Trajectory, losses, rollout
 
@@ -29,8 +29,9 @@ def run(
     def loss(params, key, frozen):
         prior_params, value_params = frozen
         current = posterior.replace(params=jax.lax.stop_gradient(params))
-        paths = rollout(key, domain.process, prior.replace(params=prior_params), current, shape=shape)
-        targets = jax.lax.stop_gradient(value_gradients(domain, value_params, paths.xs))
+        cond = conditions(domain, key, settings.batch_size)
+        paths = rollout(key, domain.process, prior.replace(params=prior_params), current, shape=shape, cond=cond)
+        targets = jax.lax.stop_gradient(value_gradients(domain, value_params, paths.xs, cond))
         return jnp.mean(steering(domain, posterior.replace(params=params), paths, targets))
 
     frozen = (prior.params, domain.value.params)
@@ -38,16 +39,25 @@ def run(
     return fit(loss, posterior.params, frozen, settings, **arguments)
 
 
-def value_gradients(domain: Domain, params: PyTree, xs: Array) -> Float[Array, "T B *E"]:
+def conditions(domain: Domain, key: Array, count: int) -> PyTree | None:
+    """Those of ``count`` paths, drawn uniformly; None if there are none."""
+    if domain.conditions is None:
+        return None
+    # Beyond the indices by which a rollout folds its key.
+    drawn = jax.random.randint(jax.random.fold_in(key, count), (count,), 0, domain.conditions.count)
+    return rows(domain.conditions.values, drawn)
+
+
+def value_gradients(domain: Domain, params: PyTree, xs: Array, cond: PyTree | None = None) -> Float[Array, "T B *E"]:
     """Gradient of log h at ``xs[1:]``; at the data log h is log r."""
     assert domain.value is not None
     process, log_h = domain.process, domain.value.log_h
 
     def one(_, i):
-        return None, jax.grad(lambda x: jnp.sum(log_h(params, x, process.time(i))))(xs[i])
+        return None, jax.grad(lambda x: jnp.sum(log_h(params, x, process.time(i), cond)))(xs[i])
 
     _, before = jax.lax.scan(one, None, jnp.arange(1, process.num_steps))
-    at_data = jax.grad(lambda x: jnp.sum(domain.log_reward(x, None)))(xs[-1])
+    at_data = jax.grad(lambda x: jnp.sum(domain.log_reward(x, cond)))(xs[-1])
     return jnp.concatenate([before, at_data[None]])
 
 
@@ -58,7 +68,7 @@ def steering(domain: Domain, policy: Policy, paths: Trajectory, targets: Array) 
     @jax.checkpoint
     def one(total, i):
         x = paths.xs[i]
-        steered = policy(x, process.time(i), None, jax.tree.map(lambda f: f[i], paths.features))
+        steered = policy(x, process.time(i), paths.cond, jax.tree.map(lambda f: f[i], paths.features))
         # The prior's own std: of a posterior that learns its variances only the mean is steered here.
         output = steered.output.value if isinstance(steered.output, LearnedStd) else steered.output
         return total + losses.steering(steered.score, targets[i], process.reverse(output, x, i).std), None

@@ -132,7 +132,7 @@ def test_evaluating_what_was_never_trained(config, tmp_path):
 
 @pytest.mark.parametrize("label", ["10", "seven", ""])
 def test_an_unknown_class(label):
-    with pytest.raises(settings.ConfigError, match="0..9, 'even' or 'odd'"):
+    with pytest.raises(settings.ConfigError, match="0..9, 'even', 'odd', or for many at once 'digits'"):
         images.build(changed(mnist_config.get_config("smoke"), reward__label=label))
 
 
@@ -260,11 +260,11 @@ def test_the_shipped_exact_sets_belong_to_the_shipped_prior_and_reward(tmp_path)
         "Remake them: --mode=evaluate --config.eval.recompute_exact=True, then copy to weights/exact."
     )
     assert shipped.stat().st_size <= 2_000_000
-    found = exact.posterior(config, domain, data_mesh(1))
-    assert found.samples.shape == (1500, 28, 28, 1)
+    (found,) = exact.posterior(config, domain, data_mesh(1)).samples
+    assert found.shape == (1500, 28, 28, 1)
     # Drawn with probability r, so almost all of them are what the label says, and no two are the same.
-    log_reward = np.asarray(domain.log_reward(found.samples, None))
+    log_reward = np.asarray(domain.log_reward(found, None))
     assert np.mean(log_reward > np.log(0.5)) > 0.85
-    assert len(np.unique(found.samples.reshape(1500, -1), axis=0)) == 1500
+    assert len(np.unique(found.reshape(1500, -1), axis=0)) == 1500
     config.reward.label = "3"
     assert not (exact.SHIPPED / exact.file_name(config, images.build(config))).exists()

@@ -10,9 +10,10 @@ from safetensors.numpy import save_file
 from shrunk import changed
 
 from configs.mnist import get_config
-from experiments import data, weights
+from experiments import data, run, weights
 from experiments.domains import images
 from experiments.errors import ConfigError
+from rtbjax import rollout
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,50 @@ def test_the_shipped_value_reads_the_labels_classes_of_noisy_digits():
     x = process.marginal(jax.random.split(jax.random.key(0), len(x0)), x0, i, None)
     for label, classes in (("3", [3]), ("even", [0, 2, 4, 6, 8])):
         value = domains[label].value
-        says = np.asarray(value.log_h(value.params, x, process.time(i))) > np.log(0.5)
+        says = np.asarray(value.log_h(value.params, x, process.time(i), None)) > np.log(0.5)
         assert np.mean(says == np.isin(found.labels[::25], classes)) > 0.9, label
+
+
+def test_one_posterior_for_many_labels(tmp_path):
+    """The whole path in small; and the label matters to every part that knows of it."""
+    config = changed(
+        get_config("smoke"),
+        devices=1,
+        reward__label="parity",
+        train__steps=2,
+        train__batch_size=8,
+        objective__group=4,
+        behaviour__accepted=0.0,
+        eval__num_samples=32,
+        eval__batch_size=64,
+        eval__exact_samples=16,
+        eval__exact_cache=str(tmp_path / "exact"),
+    )
+    done = run.execute(config, tmp_path / "run")
+    each = done.summary["certificate"]["per_condition"]
+    assert [one["condition"] for one in each] == ["even", "odd"]
+    metrics = done.summary["metrics"]
+    assert [one["condition"] for one in metrics["per_condition"]] == ["even", "odd"]
+    for name in ("log_reward", "accuracy"):
+        mean = np.mean([one["rtb"][name] for one in metrics["per_condition"]])
+        assert metrics["rtb"][name] == pytest.approx(mean)
+    # Exact samples are of their own label.
+    assert all(one["exact"]["log_reward"] > one["prior"]["log_reward"] for one in metrics["per_condition"])
+    domain = done.domain
+    x = jnp.asarray(done.exact.samples[:, :8].reshape(16, *images.SHAPE))
+    right, wrong = jnp.repeat(jnp.arange(2), 8), jnp.repeat(1 - jnp.arange(2), 8)
+    assert (domain.log_reward(x, right) > domain.log_reward(x, wrong)).mean() > 0.8
+    params = jax.tree.map(lambda a: a + 0.1, domain.posterior.params)
+    paths = rollout(
+        jax.random.key(0), domain.process, domain.prior, shape=(4, *images.SHAPE), look=domain.posterior.look
+    )
+    features = jax.tree.map(lambda f: f[2], paths.features)
+
+    def score(label):
+        cond = jnp.full(4, label)
+        return domain.posterior.apply_fn(params, paths.xs[2], domain.process.time(jnp.int32(2)), cond, features).score
+
+    assert float(jnp.abs(score(0) - score(1)).max()) > 1e-4
 
 
 def test_a_value_of_r_does_not_steer_a_power_of_r():

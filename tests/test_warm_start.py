@@ -23,7 +23,7 @@ class Score(nn.Module):
         return nn.Dense(1, kernel_init=nn.initializers.zeros)(nn.silu(nn.Dense(32)(h)))
 
 
-def exact_log_h(params, x, t):
+def exact_log_h(params, x, t, cond):
     i = CHAIN.process.step_at(t)
     return jnp.sum(SLOPES[i] * x - 0.5 * CURVES[i] * x**2, axis=-1)
 

@@ -22,11 +22,11 @@ class Value:
 
     Attributes:
       params: of the model.
-      log_h: ``(params, x, t) -> f[B]``, differentiable in x.
+      log_h: ``(params, x, t, cond) -> f[B]``, differentiable in x.
     """
 
     params: PyTree
-    log_h: Callable[[PyTree, Array, Array], Array]
+    log_h: Callable[[PyTree, Array, Array, Any], Array]
 
 
 class LogZ(NamedTuple):

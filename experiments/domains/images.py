@@ -1,5 +1,6 @@
 """Classifier-guided images: p(x) p(class | x), the prior a small U-Net the project trains (paper, sec. 3.1)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from experiments import data, weights
-from experiments.domains.base import Domain, Value
+from experiments.domains.base import Conditions, Domain, LogZ, Value
 from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
@@ -28,20 +30,37 @@ from rtbjax.train import make_rollout
 SHAPE = (28, 28, 1)
 VALUE_LEVELS = 128  # Noise levels the value is trained on, so that it serves shorter chains of any length.
 SCORE_SCALE = 0.05  # A score of this size per pixel, in units of 1 / std, is worth about a nat a step.
+DIGITS = tuple(map(str, range(10)))
 GROUPS = {"even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
+# Labels that stand for many, with one posterior for all of them.
+CONDITIONAL = {"digits": DIGITS, "parity": tuple(GROUPS), "digits_and_parity": (*DIGITS, *GROUPS)}
 
 
 def classes(label: str) -> tuple[int, ...]:
-    """The classes a ``reward.label`` stands for.
+    """The classes of one label."""
+    return GROUPS[label] if label in GROUPS else (int(label),)
+
+
+def labels(config: ConfigDict) -> tuple[str, ...]:
+    """What ``reward.label`` stands for: itself, or the conditions of one posterior.
 
     Raises:
-      ConfigError: neither 0..9 nor even or odd.
+      ConfigError: not a label.
     """
-    if label in GROUPS:
-        return GROUPS[label]
-    if label not in map(str, range(10)):
-        raise ConfigError(f"config.reward.label must be 0..9, 'even' or 'odd', got {label!r}.")
-    return (int(label),)
+    label = config.reward.label
+    if label in CONDITIONAL:
+        return CONDITIONAL[label]
+    if label not in (*DIGITS, *GROUPS):
+        many = ", ".join(map(repr, CONDITIONAL))
+        raise ConfigError(
+            f"config.reward.label must be 0..9, 'even', 'odd', or for many at once {many}, got {label!r}."
+        )
+    return (label,)
+
+
+def masks(asked: tuple[str, ...]) -> np.ndarray:
+    """Which classes each label has, ``bool[N, 10]``."""
+    return np.stack([np.isin(np.arange(10), classes(label)) for label in asked])
 
 
 def unet(config: ConfigDict) -> UNet:
@@ -73,12 +92,21 @@ def make_process(config: ConfigDict, num_steps: int | None = None) -> Process:
     )
 
 
-def make_log_reward(net, params, label: str):
-    """``max over the label's classes of log p(class | x)``, at most 0 (paper, sec. 3.1)."""
-    chosen = np.array(classes(label))
+def chosen_classes(asked: tuple[str, ...], cond: Int[Array, " B"] | None) -> Bool[Array, "N 10"]:
+    """The classes of each sample's label; N is 1 for the same of all."""
+    table = jnp.asarray(masks(asked))
+    return table[:1] if cond is None else table[cond]
+
+
+def make_log_reward(net, params, asked: tuple[str, ...]):
+    """``max over the label's classes of log p(class | x)``, at most 0 (paper, sec. 3.1).
+
+    ``cond`` is the place of a sample's label in ``asked``, ``i32[B]``, or None where there is one label.
+    """
 
     def log_reward(x, cond=None):
-        return jnp.max(jax.nn.log_softmax(net.apply({"params": params}, x))[:, chosen], axis=-1)
+        log_p = jax.nn.log_softmax(net.apply({"params": params}, x))
+        return jnp.max(log_p, axis=-1, where=chosen_classes(asked, cond), initial=-jnp.inf)
 
     return log_reward
 
@@ -91,6 +119,10 @@ def build(config: ConfigDict) -> Domain:
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
     one_of(config, "posterior.kind", ("full", "lora", "correction", "steered"))
+    asked = labels(config)
+    conditional = len(asked) > 1
+    if conditional:  # The prior's network has no place for a label.
+        one_of(config, "posterior.kind", ("correction", "steered"))
     steers = config.posterior.kind == "steered" and config.steer.steps > 0
     if steers and config.objective.beta != 1.0:
         raise ConfigError(
@@ -99,7 +131,7 @@ def build(config: ConfigDict) -> Domain:
     net, params = load_unet(config)
     classifier, classifier_params = load_classifier(config)
     prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
-    log_reward = make_log_reward(classifier, classifier_params, config.reward.label)
+    log_reward = make_log_reward(classifier, classifier_params, asked)
     key = stream(config.seed, "posterior")
     process = make_process(config)
     value = None
@@ -131,17 +163,25 @@ def build(config: ConfigDict) -> Domain:
         log_reward=jax.jit(log_reward),
         log_bound=0.0,
         fingerprint=weights.fingerprint(
-            params, classifier_params, config.process.to_dict(), list(classes(config.reward.label))
+            params, classifier_params, config.process.to_dict(), *(list(classes(label)) for label in asked)
         ),
-        evaluate=make_evaluate(classifier, classifier_params, log_reward, config.reward.label),
+        evaluate=make_evaluate(classifier, classifier_params, log_reward, asked),
         plot=plot,
         value=value,
+        conditions=make_conditions(asked) if conditional else None,
     )
+
+
+def make_conditions(asked: tuple[str, ...]) -> Conditions:
+    """Every label is trained on and evaluated; log Z is a number for each."""
+    every = jnp.arange(len(asked))
+    log_z = LogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
+    return Conditions(values=every, evaluated=every, names=asked, log_z=log_z)
 
 
 def correction(key, config: ConfigDict, process: Process, log_reward) -> Policy:
     """Adds a smaller U-Net to the output; it sees the state, the prior's estimate of x0, and grad log r there."""
-    net = UNet(out_channels=SHAPE[-1], **config.posterior.network)
+    net = labelled_unet(config)
 
     def look(output, x, t, cond):
         x0 = process.denoise(output, x, process.step_at(t))
@@ -149,21 +189,28 @@ def correction(key, config: ConfigDict, process: Process, log_reward) -> Policy:
         return jnp.concatenate([x0, jnp.clip(gradient, -1.0, 1.0)], axis=-1)
 
     def apply_fn(params, x, t, cond, seen):
-        return net.apply({"params": params}, jnp.concatenate([x, seen], axis=-1), t)
+        return net.apply({"params": params}, jnp.concatenate([x, seen], axis=-1), t, cond)
 
     params = jax.jit(net.init)(key, jnp.zeros((1, *SHAPE[:2], 3 * SHAPE[-1])), jnp.float32(0.0))["params"]
     return posterior.correction(params, apply_fn, look=look)
 
 
+def labelled_unet(config: ConfigDict) -> UNet:
+    """A smaller U-Net, which knows the label where there are several."""
+    asked = labels(config)
+    num_classes = len(asked) if len(asked) > 1 else None
+    return UNet(out_channels=SHAPE[-1], num_classes=num_classes, **config.posterior.network)
+
+
 def steered(key, config: ConfigDict, process: Process) -> Policy:
     """A smaller U-Net gives the score; it sees the state and the prior's estimate of x0."""
-    net = UNet(out_channels=SHAPE[-1], **config.posterior.network)
+    net = labelled_unet(config)
 
     def score(params, x, t, cond, output):
         i = process.step_at(t)
         law = process.reverse(output, x, i)
         seen = jnp.concatenate([x, process.denoise(output, x, i)], axis=-1)
-        return SCORE_SCALE / law.std * net.apply({"params": params}, seen, t)
+        return SCORE_SCALE / law.std * net.apply({"params": params}, seen, t, cond)
 
     params = jax.jit(net.init)(key, jnp.zeros((1, *SHAPE[:2], 2 * SHAPE[-1])), jnp.float32(0.0))["params"]
     return posterior.steered(params, score)
@@ -178,11 +225,11 @@ def make_value(config: ConfigDict) -> Value:
     net = NoisyClassifier(**config.prior.network)
     like = abstract_params(net, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))
     params = weights.load(weights.locate(config.value.weights), like)
-    chosen = np.array(classes(config.reward.label))
+    asked = labels(config)
 
-    def log_h(params, x, t):
+    def log_h(params, x, t, cond):
         log_p: Any = net.apply({"params": params}, x, t)
-        return jax.nn.logsumexp(log_p[:, chosen], axis=-1)
+        return jax.nn.logsumexp(log_p, axis=-1, where=chosen_classes(asked, cond))
 
     return Value(params, log_h)
 
@@ -300,14 +347,17 @@ def in_batches(fn, x, size=1000):
     return np.concatenate([np.asarray(fn(x[i : i + size])) for i in range(0, len(x), size)])
 
 
-def make_evaluate(net, params, log_reward, label):
+def make_evaluate(net, params, log_reward, asked: tuple[str, ...]):
     features = jax.jit(lambda x: net.apply({"params": params}, x, method="features"))
-    log_r = jax.jit(log_reward)
     predict = jax.jit(lambda x: jnp.argmax(net.apply({"params": params}, x), axis=-1))
-    chosen = classes(label)
 
-    def evaluate(samples):
+    @jax.jit
+    def log_r(x, condition):
+        return log_reward(x, None if condition is None else jnp.broadcast_to(condition, x.shape[:1]))
+
+    def of_one(samples, condition: int | None):
         """Each set against the exact one, in the classifier's features."""
+        label = asked[condition or 0]
         exact = in_batches(features, samples["exact"])
         compared = {"prior": samples["prior"], "rtb": samples["rtb"], "exact": samples["exact_again"]}
         metrics = {}
@@ -316,21 +366,31 @@ def make_evaluate(net, params, log_reward, label):
             x = x[: len(exact)]
             f = in_batches(features, x)
             metrics[name] = {
-                "log_reward": float(in_batches(log_r, x).mean()),
+                "log_reward": float(in_batches(partial(log_r, condition=condition), x).mean()),
                 "diversity": diversity(f),
                 "frechet_to_exact": frechet(f, exact),
-                "accuracy": float(np.isin(in_batches(predict, x), chosen).mean()),
+                "accuracy": float(np.isin(in_batches(predict, x), classes(label)).mean()),
             }
         return metrics
+
+    def evaluate(samples):
+        """Of one label, or the mean over labels and each of them."""
+        if len(asked) == 1:
+            return of_one(samples, None)
+        each = [of_one({name: x[i] for name, x in samples.items()}, i) for i in range(len(asked))]
+        mean = jax.tree.map(lambda *values: float(np.mean(values)), *each)
+        named = zip(asked, each, strict=True)
+        return mean | {"per_condition": [{"condition": label} | one for label, one in named]}
 
     return evaluate
 
 
 def plot(path: Path, panels):
-    """Grids of the first hundred samples of each set, by title, side by side."""
+    """Grids of the first samples of each set, by title, side by side; where there are many labels, a row for each."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.8), squeeze=False)
     for axis, (title, x) in zip(axes.flat, panels.items(), strict=True):
-        axis.imshow(grid(x[:100]), cmap="gray", vmin=-1, vmax=1)
+        first = x[:100] if x.ndim == 4 else np.concatenate([of_one[:10] for of_one in x])
+        axis.imshow(grid(first), cmap="gray", vmin=-1, vmax=1)
         axis.set_title(title)
         axis.axis("off")
     figure.tight_layout()

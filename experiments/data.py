@@ -77,9 +77,7 @@ def from_tfds(name: str, split: str, data_dir: Path | None = None) -> Images | N
     import tensorflow_datasets as tfds
 
     try:
-        read: Any = tfds.builder_from_directory  # Loaded lazily, so its type is not known to checkers.
-        builder = read(str(_prepared(name, data_dir)))
-        source = builder.as_data_source(split)
+        source = prepared_split(_prepared(name, data_dir), split)
     except (FileNotFoundError, tfds.core.DatasetNotFoundError, ValueError, NotImplementedError) as error:
         logging.info("TFDS %s is not prepared here: %s", name, error)
         return None
@@ -87,6 +85,14 @@ def from_tfds(name: str, split: str, data_dir: Path | None = None) -> Images | N
     images = np.stack([row["image"] for row in rows])
     labels = np.array([row["label"] for row in rows], np.int32)
     return Images(to_unit(images), labels, f"tfds:{name}:{split}")
+
+
+def prepared_split(folder: Path, split: str) -> Any:
+    """The rows of a prepared TFDS set of one version, by index, without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    read: Any = tfds.builder_from_directory  # Loaded lazily, so its type is not known to checkers.
+    return read(str(folder)).as_data_source(split)
 
 
 def _prepared(name: str, data_dir: Path | None) -> Path:

@@ -64,11 +64,44 @@ def fit(
         average = optax.incremental_update(params, average, 1.0 - decay)
         return (params, opt_state, average), value
 
+    carry = (params, optimizer.init(params), params)
+    progress = dict(workdir=workdir, label=label, steps_per_call=steps_per_call, on_call=on_call)
+    return iterate(step, carry, data, settings, **progress)[2]
+
+
+def iterate(
+    step: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]],
+    carry: PyTree,
+    data: PyTree,
+    settings: ConfigDict,
+    *,
+    workdir: Path,
+    label: str,
+    steps_per_call: int = 20,
+    on_call: Callable[[PyTree], None] = lambda _: None,
+) -> PyTree:
+    """Runs ``settings.steps`` updates, many per jitted call; returns the last state.
+
+    Running it again on the same workdir resumes at the last checkpoint.
+
+    Args:
+      step: ``(data, state, i) -> (state, loss)``, an update; what is random in it follows from i.
+      carry: the state at the start, whose first entry are the parameters.
+      data: arrays the updates draw from; see `fit`.
+      settings: ``steps``, ``checkpoint_every``.
+      workdir: for checkpoints.
+      label: of the progress bar.
+      steps_per_call: updates per jitted call.
+      on_call: gets the state after every call.
+
+    Raises:
+      Diverged: loss or parameters are no longer finite; such a state is not saved.
+    """
+
     @jax.jit
     def run(carry, first, data):
         return jax.lax.scan(partial(step, data), carry, first + jnp.arange(steps_per_call))
 
-    carry = (params, optimizer.init(params), params)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
     found = checkpoints.restore({"carry": carry})
     start = 0
@@ -100,4 +133,4 @@ def fit(
                     f"stopped by SIGTERM; the same command goes on at step {done} of the {label}."
                 )
     checkpoints.close()
-    return carry[2]
+    return carry

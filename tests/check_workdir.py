@@ -50,6 +50,7 @@ METRICS = {
         "sets": ("prior", "rtb", "exact"),
         "names": ("log_reward", "diversity", "frechet_to_exact", "accuracy"),
     },
+    "control": {"sets": ("prior", "rtb"), "names": ("q",)},
 }
 
 

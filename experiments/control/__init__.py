@@ -1,0 +1,1 @@
+"""Offline reinforcement learning: transitions, behaviour prior, values, rollouts."""

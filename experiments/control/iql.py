@@ -1,0 +1,137 @@
+"""Implicit Q-learning (Kostrikov et al. 2022): values of recorded behaviour that never ask about unseen actions.
+
+    L_V = E_(s,a) [ |tau - 1(Qbar(s,a) < V(s))| (Qbar(s,a) - V(s))^2 ]        (eqs. 4, 5: an expectile over actions)
+    L_Q = E_(s,a,r,s') [ sum_k (r + gamma V(s') - Q_k(s,a))^2 ]               (eq. 6: a mean over dynamics)
+
+with Qbar the smaller of two target critics, exponential averages of Q_k, and V(s') = 0 where s' has no future.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PyTree
+from ml_collections import ConfigDict
+
+from experiments.pretrain import iterate
+
+CRITICS = 2
+
+
+class Batch(NamedTuple):
+    """Attributes:
+    observations: s, normalised, ``f32[B, S]``.
+    actions: a, ``f32[B, A]``.
+    rewards: r, scaled, ``f32[B]``.
+    next_observations: s', normalised, ``f32[B, S]``.
+    terminals: ``bool[B]``.
+    """
+
+    observations: Float[Array, "B S"]
+    actions: Float[Array, "B A"]
+    rewards: Float[Array, " B"]
+    next_observations: Float[Array, "B S"]
+    terminals: Bool[Array, " B"]
+
+
+class MLP(nn.Module):
+    """Two hidden layers of rectified units and one output."""
+
+    width: int = 256
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B d"]) -> Float[Array, " B"]:
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.width)(x))
+        return nn.Dense(1)(x)[:, 0]
+
+
+@partial(jax.jit, static_argnames=("width", "observation_dim", "action_dim"))
+def init(key: Array, width: int, observation_dim: int, action_dim: int) -> PyTree:
+    """``{"q": ..., "v": ...}``; the critics are stacked along a leading axis of `CRITICS`."""
+    q_key, v_key = jax.random.split(key)
+    net, both = MLP(width), jnp.zeros((1, observation_dim + action_dim))
+    return {
+        "q": jax.vmap(lambda k: net.init(k, both)["params"])(jax.random.split(q_key, CRITICS)),
+        "v": net.init(v_key, jnp.zeros((1, observation_dim)))["params"],
+    }
+
+
+def critics(params: Any, observations: Float[Array, "B S"], actions: Float[Array, "B A"]) -> Float[Array, "2 B"]:
+    """Both critics; ``params`` are those at ``"q"``, normalised observations are asked for."""
+    x = jnp.concatenate([observations, actions], axis=-1)
+    return jax.vmap(lambda p: _apply(p, x))(params)
+
+
+def q_value(params: Any, observations: Float[Array, "B S"], actions: Float[Array, "B A"]) -> Float[Array, " B"]:
+    """The smaller of the two critics."""
+    return jnp.min(critics(params, observations, actions), axis=0)
+
+
+def value(params: Any, observations: Float[Array, "B S"]) -> Float[Array, " B"]:
+    """V; ``params`` are those at ``"v"``."""
+    return _apply(params, observations)
+
+
+def _apply(params: Any, x: Array) -> Array:
+    width = params["Dense_0"]["kernel"].shape[-1]
+    output: Any = MLP(width).apply({"params": params}, x)
+    return output
+
+
+def expectile_loss(difference: Float[Array, " B"], expectile: float) -> Float[Array, " B"]:
+    """Squared differences, those below zero weighted by ``1 - expectile`` and the others by ``expectile``."""
+    return jnp.abs(expectile - (difference < 0.0).astype(jnp.float32)) * difference**2
+
+
+def loss(params: Any, target: Any, batch: Batch, *, expectile: float, discount: float) -> Float[Array, ""]:
+    """``L_V + L_Q``. Neither sees the other's gradient."""
+    observed = q_value(target, batch.observations, batch.actions)
+    value_loss = expectile_loss(observed - value(params["v"], batch.observations), expectile)
+    future = value(jax.lax.stop_gradient(params["v"]), batch.next_observations)
+    goal = batch.rewards + jnp.where(batch.terminals, 0.0, discount * future)
+    critic_loss = jnp.sum((goal[None] - critics(params["q"], batch.observations, batch.actions)) ** 2, axis=0)
+    return jnp.mean(value_loss + critic_loss)
+
+
+def train(data: Batch, settings: ConfigDict, *, key: Array, workdir: Path) -> PyTree:
+    """Q and V of the data; resumes from what ``workdir`` holds.
+
+    Args:
+      data: all transitions, of which batches are drawn with replacement.
+      settings: ``width``, ``expectile``, ``discount``, ``target_rate`` (of the exponential average), and those of
+        `experiments.pretrain.iterate`; ``learning_rate`` is constant, as published.
+      key: of weights and batches.
+      workdir: for checkpoints.
+
+    Returns:
+      ``{"q": ..., "v": ...}``, the target critics and V.
+
+    Raises:
+      experiments.finite.Diverged: loss or parameters are no longer finite.
+    """
+    init_key, batch_key = jax.random.split(key)
+    optimizer = optax.adam(settings.learning_rate)
+    params: Any = init(init_key, settings.width, data.observations.shape[1], data.actions.shape[1])
+
+    def step(data, carry, i):
+        params, target, opt_state = carry
+        rows = jax.random.randint(
+            jax.random.fold_in(batch_key, i), (settings.batch_size,), 0, len(data.rewards), jnp.int32
+        )
+        batch = jax.tree.map(lambda a: a[rows], data)
+        constants = dict(expectile=settings.expectile, discount=settings.discount)
+        total, gradient = jax.value_and_grad(loss)(params, target, batch, **constants)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+        updated: Any = optax.apply_updates(params, updates)
+        target = optax.incremental_update(updated["q"], target, settings.target_rate)
+        return (updated, target, opt_state), total
+
+    carry = (params, params["q"], optimizer.init(params))
+    last: Any = iterate(step, carry, data, settings, workdir=workdir, label="IQL", steps_per_call=200)
+    return {"q": last[1], "v": last[0]["v"]}

@@ -1,0 +1,124 @@
+"""Plays what finished runs of configs/d4rl.py left behind, beside their behaviour prior and IDQL at the same Q.
+
+    python -m experiments.control.play runs/d4rl runs/d4rl-2 --episodes=10
+
+Runs that differ in nothing but their seed are one policy trained several times. Prints D4RL-normalised scores and
+writes ``scores.json`` into the first workdir.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import loop, records
+from experiments.control import rollouts
+from experiments.domains import control
+from experiments.errors import UserError
+
+LATENCY_CALLS = 20
+
+
+def config_of(workdir: Path) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      UserError: there is none, or it is of another domain.
+    """
+    found = records.read_json(workdir / "config.json", "train it first")
+    if found is None or found.get("domain") != "control":
+        raise UserError(f"{workdir} holds no run of configs/d4rl.py.")
+    return ConfigDict(found)
+
+
+def same_but_seed(configs: list[ConfigDict]) -> None:
+    """Raises a UserError unless the configs differ in their seeds alone."""
+    plain = [{name: v for name, v in records.flatten(c.to_dict()).items() if name != "seed"} for c in configs]
+    other = next((p for p in plain if p != plain[0]), None)
+    if other is not None:
+        names = sorted(name for name in plain[0].keys() | other.keys() if plain[0].get(name) != other.get(name))
+        raise UserError(f"The runs must differ in config.seed alone, and they differ in config.{names[0]}.")
+
+
+def actors(config: ConfigDict, workdir: Path, candidates: int) -> dict[str, rollouts.Actor]:
+    """The policies of a run by name: behaviour cloning, IDQL, RTB's final parameters."""
+    domain = control.build(config)
+    arguments = dict(action_dim=domain.event_shape[0])
+    cloned = rollouts.diffusion_actor(domain.process, domain.prior, None, **arguments)
+    trained = loop.restore(config, domain, workdir)
+    return {
+        "bc": cloned,
+        "idql": rollouts.best_of(cloned, domain.log_reward, candidates),
+        "rtb": rollouts.diffusion_actor(domain.process, domain.prior, trained, **arguments),
+    }
+
+
+def latency(actor: rollouts.Actor, observation_dim: int) -> float:
+    """Milliseconds for the action in one state, compiled."""
+    key, state = jax.random.key(0), jnp.zeros((1, observation_dim))
+    jax.block_until_ready(actor(key, state))
+    started = time.perf_counter()
+    for _ in range(LATENCY_CALLS):
+        jax.block_until_ready(actor(key, state))
+    return 1e3 * (time.perf_counter() - started) / LATENCY_CALLS
+
+
+def scores(workdirs: list[Path], episodes: int, candidates: int) -> dict:
+    """Scores of each policy: per run and episode, mean, interval, latency.
+
+    Raises:
+      UserError: a run is not finished, of another domain, or not like the first.
+    """
+    configs = [config_of(workdir) for workdir in workdirs]
+    same_but_seed(configs)
+    task = control.task_of(configs[0])
+    played: dict[str, list[np.ndarray]] = {}
+    latencies: dict[str, float] = {}
+    for config, workdir in zip(configs, workdirs, strict=True):
+        for name, actor in actors(config, workdir, candidates).items():
+            returns = rollouts.play(actor, task, episodes=episodes, seed=1000 * config.seed)
+            played.setdefault(name, []).append(task.score(returns))
+            latencies.setdefault(name, latency(actor, task.observation_dim))
+    policies = {
+        name: {
+            "score": float(np.mean(each)),
+            "interval": rollouts.interval(np.stack(each)),
+            "latency_ms": latencies[name],
+            "scores": np.stack(each),
+        }
+        for name, each in played.items()
+    }
+    return {"environment": task.environment, "seeds": [c.seed for c in configs], "policies": policies}
+
+
+def report(found: dict) -> str:
+    """A Markdown table."""
+    lines = [f"{found['environment']}, seeds {found['seeds']}", "", "| policy | score | 95 % | ms an action |"]
+    lines.append("|---|---|---|---|")
+    for name, p in found["policies"].items():
+        low, high = p["interval"]
+        lines.append(f"| {name} | {p['score']:.1f} | {low:.1f} to {high:.1f} | {p['latency_ms']:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", type=Path, nargs="+", help="of finished runs that differ in their seed")
+    parser.add_argument("--episodes", type=int, default=10, help="for each run and policy")
+    parser.add_argument("--candidates", type=int, default=32, help="actions that IDQL chooses from")
+    arguments = parser.parse_args()
+    try:
+        found = scores(arguments.workdirs, arguments.episodes, arguments.candidates)
+    except UserError as error:
+        sys.exit(f"rtbjax: {error}")
+    records.write_json(arguments.workdirs[0] / "scores.json", found)
+    print(report(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""Offline reinforcement learning: pi(a | s) proportional to mu(a | s) exp(Q(s, a) / alpha) (paper, sec. 3.4, app. G).
+
+mu is a diffusion over ``u = arctanh(a)`` that imitates recorded behaviour, Q comes from implicit Q-learning on the same
+records. Every state is a condition with a posterior of its own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
+
+from experiments import weights
+from experiments.control import behaviour_prior, iql, reference, transitions
+from experiments.control.tasks import TASKS, Task
+from experiments.control.transitions import Normaliser, Transitions
+from experiments.domains.base import Conditions, Domain
+from experiments.errors import ConfigError
+from experiments.plots import plt
+from experiments.pretrain import fit
+from experiments.settings import get, one_of
+from experiments.streams import stream
+from rtbjax import Policy, Process, posterior
+from rtbjax.nets.mlp import PISNet, TimeEmbedding
+
+SHOWN_STATES = 6
+
+
+def task_of(config: ConfigDict) -> Task:
+    """The task a config asks for.
+
+    Raises:
+      ConfigError: an unknown one.
+    """
+    one_of(config, "environment", tuple(TASKS))
+    return TASKS[config.environment]
+
+
+def make_process(config: ConfigDict) -> Process:
+    return behaviour_prior.make_process(config.process.num_steps, config.process.min_std)
+
+
+class StepScale(nn.Module):
+    """A factor for every dimension of the Langevin term, a function of time that starts at zero."""
+
+    features: int
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, " {features}"]:
+        h = nn.gelu(TimeEmbedding(self.width)(t))
+        return nn.Dense(self.features, kernel_init=nn.initializers.zeros)(h)
+
+
+def load(config: ConfigDict, section: str, params: PyTree) -> tuple[Any, Normaliser]:
+    """Weights of a section (``prior`` or ``reward``) of the config, with the normaliser they were trained with.
+
+    Raises:
+      WeightsError: they cannot be read, or are of other sizes or another environment.
+    """
+    path, task = weights.locate(config[section].weights), task_of(config)
+    numbers = jax.ShapeDtypeStruct((task.observation_dim,), jnp.float32)
+    like = {"params": params, "observations": {"mean": numbers, "std": numbers}}
+    found: Any = weights.load(path, like)
+    trained_in = weights.metadata(path).get("environment")
+    if trained_in != config.environment:
+        raise weights.WeightsError(
+            f"{path} was trained in {trained_in}, and config.environment is {config.environment}: pretrain it on the "
+            f"data at hand (--mode=pretrain --config.pretrain.what={section})."
+        )
+    return found["params"], Normaliser(**found["observations"])
+
+
+def load_prior(config: ConfigDict) -> tuple[Policy, Normaliser]:
+    """The behaviour prior; its ``cond`` are observations as they were recorded."""
+    task = task_of(config)
+    shapes = jax.eval_shape(
+        lambda key: behaviour_prior.init(key, config.prior.width, task.observation_dim, task.action_dim),
+        jax.random.key(0),
+    )
+    params, norm = load(config, "prior", shapes)
+    return Policy(params, lambda params, u, t, cond: behaviour_prior.predict(params, u, t, norm(cond))), norm
+
+
+def load_values(config: ConfigDict) -> tuple[Any, Normaliser]:
+    """``{"q": ..., "v": ...}`` of `iql`."""
+    task = task_of(config)
+    shapes = jax.eval_shape(
+        lambda key: iql.init(key, config.iql.width, task.observation_dim, task.action_dim), jax.random.key(0)
+    )
+    return load(config, "reward", shapes)
+
+
+def make_log_reward(values: Any, norm: Normaliser, alpha: float):
+    """``Q(s, tanh u) / alpha``, ``(u[B, A], s[B, S]) -> f32[B]``.
+
+    The target is a tilted mu *of u*: no Jacobian of tanh, which would cancel between prior and posterior.
+    """
+
+    def log_reward(u, cond):
+        return iql.q_value(values["q"], norm(cond), jnp.tanh(u)) / alpha
+
+    return log_reward
+
+
+def build(config: ConfigDict) -> Domain:
+    """The domain of a config.
+
+    Raises:
+      ConfigError: an unknown environment or parametrisation, or a number that is not allowed.
+      DataError: the transitions cannot be read.
+      WeightsError: the weights of prior or values cannot be read, or are of another environment.
+    """
+    check(config)
+    task = task_of(config)
+    found = transitions.load(config.data.path, task)
+    prior, norm = load_prior(config)
+    values, values_norm = load_values(config)
+    process = make_process(config)
+    log_reward = make_log_reward(values, values_norm, config.reward.alpha)
+    learner = make_posterior(config, process, prior, norm, log_reward)
+    states = evaluated_states(config, found)
+    conditions = Conditions(
+        values=jnp.asarray(found.observations),
+        evaluated=jnp.asarray(found.observations[states]),
+        names=tuple(f"state {row}" for row in states),
+        examples=jnp.asarray(behaviour_prior.to_latents(found.actions)),
+    )
+    return Domain(
+        name="control",
+        data_source=f"{config.environment}: {len(found.rewards)} transitions of {found.source}",
+        process=process,
+        event_shape=(task.action_dim,),
+        prior=prior,
+        posterior=learner,
+        log_reward=jax.jit(log_reward),
+        log_bound=None,
+        fingerprint=weights.fingerprint(
+            prior.params, norm, values, values_norm, config.process.to_dict(), config.reward.alpha, conditions.evaluated
+        ),
+        evaluate=make_evaluate(log_reward, conditions, config.reward.alpha),
+        plot=plot,
+        conditions=conditions,
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a ConfigError on a field of this domain that is not allowed."""
+    one_of(config, "posterior.kind", ("correction", "full", "lora"))
+    one_of(config, "precision", ("float32",))
+    if config.steer.steps:
+        raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+    for name in ("reward.alpha", "posterior.langevin_clip", "process.min_std", "iql.learning_rate"):
+        if not get(config, name) > 0:
+            raise ConfigError(f"config.{name} must be positive, got {get(config, name)}.")
+    for name in ("eval.states", "iql.steps", "iql.batch_size", "iql.checkpoint_every"):
+        if get(config, name) < 1:
+            raise ConfigError(f"config.{name} must be at least 1, got {get(config, name)}.")
+    for name in ("iql.expectile", "iql.discount", "iql.target_rate"):
+        if not 0.0 < get(config, name) < 1.0:
+            raise ConfigError(f"config.{name} must lie between 0 and 1, got {get(config, name)}.")
+
+
+def evaluated_states(config: ConfigDict, found: Transitions) -> list[int]:
+    """Rows of distinct transitions whose states are evaluated."""
+    count = len(found.rewards)
+    if config.eval.states > count:
+        raise ConfigError(f"config.eval.states must be at most {count}, the transitions there are.")
+    drawn = jax.random.choice(stream(config.seed, "states"), count, (config.eval.states,), replace=False)
+    return sorted(np.asarray(drawn).tolist())
+
+
+def make_posterior(config: ConfigDict, process: Process, prior: Policy, norm: Normaliser, log_reward) -> Policy:
+    """The parametrisation to train, at its start, where it is the prior."""
+    p, key, action_dim = config.posterior, stream(config.seed, "posterior"), TASKS[config.environment].action_dim
+    if p.kind == "full":
+        learner = posterior.full_copy(prior)
+    elif p.kind == "lora":
+        learner = posterior.lora(key, prior, p.rank, select=p.select)
+    else:
+        learner = correction(key, p.width, action_dim, norm)
+    if p.langevin:
+        learner = langevin(key, learner, action_dim, log_reward, p.langevin_clip)
+    if p.learn_variance:
+        table = {"log_std": jnp.zeros((process.num_steps, action_dim))}
+        learner = posterior.learned_std(
+            learner, table, lambda table, u, t, cond: table["log_std"][process.step_at(t)][None]
+        )
+    return learner
+
+
+def correction(key: Array, width: int, action_dim: int, norm: Normaliser) -> Policy:
+    """A network added to the prior's noise; it sees u, the prior's noise and the state, and starts at zero."""
+    net = PISNet(features=action_dim, width=width)
+
+    def apply_fn(params, u, t, cond, output):
+        inputs = jnp.concatenate([u, output], axis=-1)
+        return net.apply({"params": params}, inputs, t / behaviour_prior.TRAIN_STEPS, norm(cond))
+
+    inputs = (jnp.zeros((1, 2 * action_dim)), jnp.float32(0.0), jnp.zeros((1, len(norm.mean))))
+    return posterior.correction(jax.jit(net.init)(key, *inputs)["params"], apply_fn)
+
+
+def langevin(key: Array, base: Policy, action_dim: int, log_reward, clip: float) -> Policy:
+    """Adds ``scale(t) * clip(grad_u log r)``, a scale for every dimension (paper, eq. 11).
+
+    In units of the clip, so that a step of the scale moves the noise by no more than a step of the network does.
+    """
+    net = StepScale(action_dim)
+
+    def scale(params, t):
+        factors: Any = net.apply({"params": params}, t / behaviour_prior.TRAIN_STEPS)
+        return factors[None] / clip
+
+    params = jax.jit(net.init)(jax.random.fold_in(key, 1), jnp.float32(0.0))["params"]
+    return posterior.langevin(base, params, scale, log_reward, clip=clip)
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> None:
+    """Trains the behaviour prior, or by ``pretrain.what`` the values, and writes weights to the workdir.
+
+    Raises:
+      ConfigError: a field that is not allowed.
+      DataError: the transitions cannot be read.
+    """
+    one_of(config, "pretrain.what", ("prior", "reward"))
+    check(config)
+    task = task_of(config)
+    found = transitions.load(config.data.path, task)
+    norm, what = transitions.normaliser(found), config.pretrain.what
+    key = stream(config.seed, f"pretrain {what}")
+    notes: dict[str, Any] = {"environment": config.environment, "trained_on": f"{len(found.rewards)} of {found.source}"}
+    if what == "prior":
+        params, steps = fit_prior(config, found, norm, key, workdir), config.pretrain.steps
+    else:
+        params, steps = fit_values(config, found, norm, key, workdir), config.iql.steps
+        notes["reward_scale"] = transitions.reward_scale(found)
+    path = workdir / f"{config.environment}_{'prior' if what == 'prior' else 'iql'}.safetensors"
+    weights.save(path, {"params": params, "observations": norm._asdict()}, notes | {"steps": steps})
+    print(f"{path}: use it by --config.{what}.weights={path}")
+
+
+def fit_prior(config: ConfigDict, found: Transitions, norm: Normaliser, key: Array, workdir: Path) -> PyTree:
+    """Imitates the recorded actions."""
+    settings, (count, action_dim) = config.pretrain, found.actions.shape
+    init_key, fit_key = jax.random.split(key)
+    params = behaviour_prior.init(init_key, config.prior.width, found.observations.shape[1], action_dim)
+    data = (jnp.asarray(behaviour_prior.to_latents(found.actions)), jnp.asarray(norm(found.observations)))
+
+    def loss(params, key, data):
+        pick, noise = jax.random.split(key)
+        rows = jax.random.randint(pick, (settings.batch_size,), 0, count)
+        latents, observations = (a[rows] for a in data)
+        return behaviour_prior.loss(params, noise, latents, observations)
+
+    return fit(loss, params, data, settings, key=fit_key, workdir=workdir, label="behaviour prior", steps_per_call=50)
+
+
+def fit_values(config: ConfigDict, found: Transitions, norm: Normaliser, key: Array, workdir: Path) -> PyTree:
+    """Q and V of the recorded behaviour, its rewards scaled."""
+    data = iql.Batch(
+        jnp.asarray(norm(found.observations)),
+        jnp.asarray(found.actions),
+        jnp.asarray(found.rewards * np.float32(transitions.reward_scale(found))),
+        jnp.asarray(norm(found.next_observations)),
+        jnp.asarray(found.terminals),
+    )
+    return iql.train(data, config.iql, key=key, workdir=workdir)
+
+
+def make_evaluate(log_reward, conditions: Conditions, alpha: float):
+    """Metrics of each state against what importance sampling from the prior says of it.
+
+    A state's reference counts only if it has `reference.MIN_ESS` effective samples; ``trusted`` is their share.
+    """
+    asked = jax.jit(log_reward)
+
+    def q_values(x):
+        """``[N, n, A]`` to ``[N, n]``."""
+        states, n, _ = x.shape
+        cond = np.repeat(np.asarray(conditions.evaluated), n, axis=0)
+        return alpha * np.asarray(asked(x.reshape(states * n, -1), cond), np.float64).reshape(states, n)
+
+    def evaluate(samples):
+        q = {name: q_values(samples[name]) for name in ("prior", "rtb")}
+        known = reference.self_normalised(q["prior"] / alpha, q["prior"])
+        mean = {name: values.mean(axis=1) for name, values in q.items()}
+        error = q["rtb"].std(axis=1, ddof=1) / np.sqrt(q["rtb"].shape[1])
+        difference = mean["rtb"] - known.mean
+        states = {
+            name: {
+                "q_prior": mean["prior"][i],
+                "q_rtb": mean["rtb"][i],
+                "q_rtb_error": error[i],
+                "q_reference": known.mean[i],
+                "q_reference_error": known.error[i],
+                "log_z_reference": known.log_z[i],
+                "reference_ess": known.ess[i],
+            }
+            for i, name in enumerate(conditions.names)
+        }
+        kept = known.trusted
+        # About 1 where samples are the posterior's: differences in units of their own standard errors.
+        standardised = np.sqrt(np.mean((difference**2 / (error**2 + known.error**2))[kept])) if kept.any() else None
+        return {
+            "prior": {"q": mean["prior"].mean()},
+            "rtb": {
+                "q": mean["rtb"].mean(),
+                "q_minus_reference": difference[kept].mean() if kept.any() else None,
+                "q_standardised": standardised,
+            },
+            "reference": {"trusted": kept.mean(), "median_ess": np.median(known.ess)},
+            "states": states,
+        }
+
+    return evaluate
+
+
+def plot(path: Path, panels):
+    """First two actions in the first states, one row of panels for each set, by title."""
+    columns = min(SHOWN_STATES, min(len(x) for x in panels.values()))
+    size = (2.4 * columns, 2.6 * len(panels))
+    figure, axes = plt.subplots(len(panels), columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for row, (title, x) in zip(axes, panels.items(), strict=True):
+        row[0].set_ylabel(title)
+        for axis, u in zip(row, x, strict=False):
+            axis.hist2d(*np.tanh(u[:, :2]).T, bins=40, range=[[-1, 1]] * 2, cmap="magma")
+            axis.set_aspect("equal")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

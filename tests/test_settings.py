@@ -101,7 +101,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 @pytest.mark.parametrize(
     "make, changes, message",
     [
-        (shrink, dict(reward__label="seven"), "0..9, 'even' or 'odd'"),
+        (shrink, dict(reward__label="seven"), "0..9, 'even', 'odd', or for many"),
         (shrink, dict(process__num_steps=5000), r"num_steps must lie in 1..1000"),
         (shrink, dict(posterior__kind="adapter"), "full, lora, correction, steered"),
         (None, dict(prior__weights="nowhere.safetensors"), "no weights file"),

@@ -19,7 +19,7 @@ import safetensors.flax
 import safetensors.numpy
 from jaxtyping import Array, PyTree
 
-# Attention layers as they were called up to diffusers 0.15, and the prefix that text encoders had up to transformers 5.
+# Attention layers as they were called up to diffusers 0.15; the prefix of text encoders that transformers 5 dropped.
 _FORMER_NAMES = (
     (re.compile(r"(attentions\.\d+)\.query\."), r"\1.to_q."),
     (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
@@ -117,10 +117,13 @@ def read_params(folder: Path, stem: str, like: PyTree, dtype: jnp.dtype = jnp.fl
     return jax.tree.unflatten(structure, [arrays[name].astype(dtype) for name in wanted])
 
 
-def write(folder: Path, config: Mapping[str, Any], stem: str, params: PyTree) -> None:
-    """Writes ``config.json`` and ``stem.safetensors`` as diffusers and transformers read them; creates the folder."""
+def write(folder: Path, config: Mapping[str, Any], stem: str, params: PyTree, prefix: str = "") -> None:
+    """Writes ``config.json`` and ``stem.safetensors`` as diffusers and transformers read them; creates the folder.
+
+    Every weight's name begins with ``prefix``.
+    """
     leaves, _ = jax.tree.flatten_with_path(jax.device_get(params))
-    flat = {_name(path): np.ascontiguousarray(_to_torch(_kind(path), leaf)) for path, leaf in leaves}
+    flat = {prefix + _name(path): np.ascontiguousarray(_to_torch(_kind(path), leaf)) for path, leaf in leaves}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
     safetensors.numpy.save_file(flat, folder / f"{stem}.safetensors", {"format": "pt"})

@@ -122,7 +122,7 @@ def assert_read_again(theirs, model, folder):
 
 
 def assert_parity(theirs, folder, cond=None, sides=(8, 8), batch=2):
-    """Their folder read by us gives their output, one time per sample; ours read by them is the same network."""
+    """Their folder read by us gives their output, one time per sample; both networks."""
     theirs = randomised(theirs)
     theirs.save_pretrained(folder / "theirs")
     model = pretrained.load(folder / "theirs")
@@ -137,24 +137,26 @@ def assert_parity(theirs, folder, cond=None, sides=(8, 8), batch=2):
     )
     assert 0.1 < np.abs(expected).max() < 10.0
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert_read_again(theirs, model, folder / "ours")
+    return theirs, model
 
 
 @pytest.mark.parametrize("config", IMAGE.values(), ids=IMAGE.keys())
 def test_a_tiny_image_unet_gives_the_numbers_of_diffusers_and_goes_back(config, tmp_path):
     labels = torch.tensor([4, 0]) if "num_class_embeds" in config else None
-    assert_parity(diffusers.UNet2DModel(**config), tmp_path, labels)
+    assert_read_again(*assert_parity(diffusers.UNet2DModel(**config), tmp_path, labels), tmp_path / "ours")
 
 
 @pytest.mark.parametrize("config", CONDITIONAL.values(), ids=CONDITIONAL.keys())
 def test_a_tiny_conditional_unet_gives_the_numbers_of_diffusers_and_goes_back(config, tmp_path):
     tokens = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2))
-    assert_parity(diffusers.UNet2DConditionModel(**config), tmp_path, tokens)
+    pair = assert_parity(diffusers.UNet2DConditionModel(**config), tmp_path, tokens)
+    assert_read_again(*pair, tmp_path / "ours")
 
 
 def test_the_published_cifar10_unet_gives_the_numbers_of_diffusers(tmp_path):
-    assert_parity(diffusers.UNet2DModel(**CIFAR10), tmp_path, sides=(32, 32), batch=1)
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(pretrained.load(tmp_path / "ours").params))
+    theirs, ours = assert_parity(diffusers.UNet2DModel(**CIFAR10), tmp_path, sides=(32, 32), batch=1)
+    assert_read_again(theirs, ours, tmp_path / "ours")
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(ours.params))
     assert num_params == 35_746_307  # as published: 35.7 million
 
 
@@ -162,6 +164,6 @@ def test_the_published_cifar10_unet_gives_the_numbers_of_diffusers(tmp_path):
 def test_the_unet_of_stable_diffusion_gives_the_numbers_of_diffusers_at_its_full_width(tmp_path):
     """Diffusers' defaults are its shapes; random weights, latents of 8 x 8."""
     tokens = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(2))
-    assert_parity(diffusers.UNet2DConditionModel(cross_attention_dim=768), tmp_path, tokens, batch=1)
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(pretrained.load(tmp_path / "ours").params))
+    _, ours = assert_parity(diffusers.UNet2DConditionModel(cross_attention_dim=768), tmp_path, tokens, batch=1)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(ours.params))
     assert num_params == 859_520_964  # as published: 860 million

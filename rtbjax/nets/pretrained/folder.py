@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.flax
 import safetensors.numpy
 from jaxtyping import Array, PyTree
 
@@ -95,16 +94,19 @@ def read_params(folder: Path, stem: str, like: PyTree, dtype: jnp.dtype = jnp.fl
     Raises:
       PretrainedError: no such file, an unreadable one, or other weights than the module's.
     """
-    found = {}
-    for path in _weight_files(folder, stem):
-        try:
-            found |= safetensors.flax.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise PretrainedError(f"{path} is not a readable safetensors file: {error}.") from error
-    found = {_present_name(name): array for name, array in found.items() if not _BUFFERS.search(name)}
     leaves, structure = jax.tree.flatten_with_path(like)
     wanted = {_name(path): (_kind(path), tuple(leaf.shape)) for path, leaf in leaves}
-    arrays = {name: _from_torch(wanted[name], array) if name in wanted else array for name, array in found.items()}
+    arrays = {}
+    for path in _weight_files(folder, stem):
+        try:
+            with safetensors.safe_open(path, "flax") as file:  # one tensor at a time: a model may fill half the memory
+                for key in file.keys():
+                    name = _present_name(key)
+                    if not _BUFFERS.search(name):
+                        kind, shape = wanted.get(name, ("", ()))
+                        arrays[name] = _from_torch(kind, shape, file.get_tensor(key)).astype(dtype)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise PretrainedError(f"{path} is not a readable safetensors file: {error}.") from error
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     expected = {name: shape for name, (_, shape) in wanted.items()}
     if shapes != expected:
@@ -114,7 +116,7 @@ def read_params(folder: Path, stem: str, like: PyTree, dtype: jnp.dtype = jnp.fl
             f"The weights in {folder} are not those of its config: {len(different)} tensors differ, the first is "
             f"{name!r} (file: {shapes.get(name, 'missing')}, config: {expected.get(name, 'missing')})."
         )
-    return jax.tree.unflatten(structure, [arrays[name].astype(dtype) for name in wanted])
+    return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
 
 def write(folder: Path, config: Mapping[str, Any], stem: str, params: PyTree, prefix: str = "") -> None:
@@ -166,8 +168,7 @@ def _to_torch(kind: str, array: np.ndarray) -> np.ndarray:
     return array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
 
 
-def _from_torch(wanted: tuple[str, tuple[int, ...]], array: Array) -> Array:
-    kind, shape = wanted
+def _from_torch(kind: str, shape: tuple[int, ...], array: Array) -> Array:
     if kind != "kernel":
         return array
     if len(shape) == 2 and array.shape[2:] == (1, 1):  # a matrix product stored as a 1x1 convolution

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from rtbjax import rollout
 from rtbjax.nets import pretrained
+from rtbjax.process.pretrained import from_scheduler
 
 CONFIG = {
     "_class_name": "UNet2DModel",
@@ -46,6 +48,53 @@ def test_a_written_folder_is_read_again(model, folder):
     read = pretrained.load(folder)
     assert read.config == CONFIG
     assert_same(read.params, model.params)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "AutoencoderKL", "block_out_channels": [2], "norm_num_groups": 1, "latent_channels": 1},
+        {"architectures": ["CLIPTextModel"], "vocab_size": 5, "hidden_size": 4, "num_attention_heads": 2}
+        | {"num_hidden_layers": 1, "intermediate_size": 3, "max_position_embeddings": 2},
+    ],
+    ids=["autoencoder", "text encoder"],
+)
+def test_so_are_the_other_networks(config, tmp_path):
+    made = pretrained.build(jax.random.key(0), config)
+    pretrained.save(tmp_path, made)
+    read = pretrained.load(tmp_path)
+    assert read.config == config
+    assert_same(read.params, made.params)
+
+
+def test_a_folder_is_a_prior_with_its_process(model, tmp_path):
+    pretrained.save(tmp_path / "unet", model)
+    for place in (tmp_path, tmp_path / "scheduler"):
+        place.mkdir(exist_ok=True)
+        scheduler = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "where": str(place)}
+        (place / "scheduler_config.json").write_text(json.dumps(scheduler))
+        assert pretrained.load_scheduler(tmp_path) == scheduler
+    process = from_scheduler(scheduler, 3)
+    prior = pretrained.load(tmp_path).policy()
+    trajectory = jax.jit(lambda key: rollout(key, process, prior, shape=(2, 4, 4, 2)))(jax.random.key(0))
+    assert trajectory.xs.shape == (4, 2, 4, 4, 2) and np.all(np.abs(trajectory.xs[-1]) < 1.1)  # x0 is clipped
+
+
+def test_recomputed_blocks_keep_less_for_the_same_gradient(model):
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 2))
+
+    def loss(module):
+        return lambda params: jnp.mean(jnp.square(module.apply({"params": params}, x, jnp.float32(30.0))))
+
+    def kept(module):
+        """Numbers that wait for the backward pass."""
+        pullback = jax.eval_shape(lambda params: jax.vjp(loss(module), params)[1], model.params)
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    module, lean = model.module, model.module.clone(remat=True)
+    assert kept(lean) < 0.5 * kept(module)
+    gradients = [jax.jit(jax.grad(loss(each)))(model.params) for each in (module, lean)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *gradients)
 
 
 def test_weights_are_read_into_another_dtype(model, folder):
@@ -144,6 +193,25 @@ def test_weights_of_another_config_name_the_first_that_differs(folder):
 def test_what_is_not_supported_is_named(change, message):
     with pytest.raises(pretrained.PretrainedError, match=message):
         pretrained.build(jax.random.key(0), CONFIG | change)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"}, "Stable Diffusion XL are not"),
+        ({"_class_name": "UNet2DConditionModel", "cross_attention_dim": [8, 8]}, "only one for all levels"),
+        ({"_class_name": "UNet2DConditionModel", "attention_head_dim": 7}, "=7 heads do not divide 320 channels"),
+        ({"_class_name": "AutoencoderKL", "down_block_types": ["AttnDownEncoderBlock2D"]}, "only 'DownEncoderBlock2D'"),
+        ({"_class_name": "AutoencoderKL", "shift_factor": 0.1}, "option shift_factor=0.1 is not supported"),
+        ({"architectures": ["CLIPTextModelWithProjection"]}, "class 'CLIPTextModelWithProjection' are not supported"),
+        ({"architectures": ["CLIPTextModel"], "hidden_act": "relu"}, "only 'quick_gelu', 'gelu'"),
+        ({"architectures": ["CLIPTextModel"], "num_attention_heads": 7}, "7 heads do not divide hidden_size=512"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_of_other_networks_is_named(config, message):
+    with pytest.raises(pretrained.PretrainedError, match=message):
+        pretrained.build(jax.random.key(0), config)
 
 
 def test_no_folder_and_no_network_name_the_alternative(tmp_path, monkeypatch):

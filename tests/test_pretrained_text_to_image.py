@@ -241,25 +241,6 @@ def test_a_pipeline_that_lacks_something_says_what(pipeline_folder, tmp_path, da
         stable_diffusion.load(folder)
 
 
-@pytest.mark.parametrize(
-    "config, message",
-    [
-        ({"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"}, "Stable Diffusion XL are not"),
-        ({"_class_name": "UNet2DConditionModel", "cross_attention_dim": [8, 8]}, "only one for all levels"),
-        ({"_class_name": "UNet2DConditionModel", "attention_head_dim": 7}, "=7 heads do not divide 320 channels"),
-        ({"_class_name": "AutoencoderKL", "down_block_types": ["AttnDownEncoderBlock2D"]}, "only 'DownEncoderBlock2D'"),
-        ({"_class_name": "AutoencoderKL", "shift_factor": 0.1}, "option shift_factor=0.1 is not supported"),
-        ({"architectures": ["CLIPTextModelWithProjection"]}, "class 'CLIPTextModelWithProjection' are not supported"),
-        ({"architectures": ["CLIPTextModel"], "hidden_act": "relu"}, "only 'quick_gelu', 'gelu'"),
-        ({"architectures": ["CLIPTextModel"], "num_attention_heads": 7}, "7 heads do not divide hidden_size=512"),
-    ],
-    ids=str,
-)
-def test_what_is_not_supported_is_named(config, message):
-    with pytest.raises(pretrained.PretrainedError, match=message):
-        pretrained.build(jax.random.key(0), config)
-
-
 def test_wrong_images_and_latents_name_the_right_shape(pipeline_folder):
     model = pretrained.load(pipeline_folder, "vae")
 

@@ -10,8 +10,8 @@ from rtbjax.nets.pretrained import stable_diffusion as stable_diffusion
 from rtbjax.nets.pretrained import tokenizer as tokenizer
 from rtbjax.nets.pretrained import unet as unet
 from rtbjax.nets.pretrained.folder import PretrainedError as PretrainedError
-from rtbjax.nets.pretrained.folder import read_config as read_config
 from rtbjax.nets.pretrained.model import Model as Model
 from rtbjax.nets.pretrained.model import build as build
 from rtbjax.nets.pretrained.model import load as load
+from rtbjax.nets.pretrained.model import load_scheduler as load_scheduler
 from rtbjax.nets.pretrained.model import save as save

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from rtbjax.nets.pretrained import autoencoder, clip, unet
 from rtbjax.nets.pretrained import folder as folders
 from rtbjax.nets.pretrained.folder import PretrainedError
-from rtbjax.types import PRNGKey
+from rtbjax.types import Policy, PRNGKey
 
 # By class: what makes the module, the weights' file, and what its names begin with when written.
 _CLASSES = {
@@ -21,6 +21,7 @@ _CLASSES = {
     "AutoencoderKL": (autoencoder.from_config, "diffusion_pytorch_model", ""),
     "CLIPTextModel": (clip.from_config, "model", "text_model."),
 }
+_SCHEDULER = "scheduler_config.json"
 
 
 class Model(NamedTuple):
@@ -35,6 +36,14 @@ class Model(NamedTuple):
     module: nn.Module
     params: PyTree
     config: dict[str, Any]
+
+    def policy(self) -> Policy:
+        """A denoiser as a prior, or as the start of a posterior."""
+
+        def apply(params: PyTree, x: Array, t: Array, cond: Any) -> Array:
+            return jnp.asarray(self.module.apply({"params": params}, x, t, cond))
+
+        return Policy(self.params, apply)
 
 
 def load(model: str | Path, component: str = "", dtype: Any = jnp.float32) -> Model:
@@ -57,6 +66,16 @@ def load(model: str | Path, component: str = "", dtype: Any = jnp.float32) -> Mo
     config = folders.read_config(folder)
     module, stem, _ = _module(config)
     return Model(module, folders.read_params(folder, stem, _shapes(module), dtype), config)
+
+
+def load_scheduler(model: str | Path) -> dict[str, Any]:
+    """The scheduler config beside a network, for `rtbjax.process.pretrained.from_scheduler`.
+
+    Raises:
+      PretrainedError: there is none, or it is unreadable.
+    """
+    folder = folders.locate(model)
+    return folders.read_config(folder / "scheduler" if (folder / "scheduler").is_dir() else folder, _SCHEDULER)
 
 
 def build(key: PRNGKey, config: Mapping[str, Any]) -> Model:

@@ -56,8 +56,7 @@ def load(model: str | Path, dtype: Any = jnp.float32) -> Pipeline:
         found = models.class_name(networks[component].config)
         if found != expected:
             raise PretrainedError(f"The component {component!r} of {folder} is a {found}, not a {expected}.")
-    scheduler = folders.read_config(folder / "scheduler", "scheduler_config.json")
-    return Pipeline(**networks, tokenizer=tokenizers.load(folder), scheduler=scheduler)
+    return Pipeline(**networks, tokenizer=tokenizers.load(folder), scheduler=models.load_scheduler(folder))
 
 
 def guided(unet: nn.Module, scale: float, empty: Float[Array, "L E"]) -> Callable[[Any, Array, Array, Array], Array]:

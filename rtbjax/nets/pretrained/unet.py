@@ -39,6 +39,7 @@ class UNet(nn.Module):
       num_classes: number of labels, or None.
       context_dim: E of the context, or None.
       sample_size: H and W it was trained on.
+      remat: whether a gradient recomputes what is inside a block instead of keeping it (``module.clone(remat=True)``).
     """
 
     in_channels: int
@@ -63,6 +64,7 @@ class UNet(nn.Module):
     num_classes: int | None
     context_dim: int | None
     sample_size: tuple[int, int]
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], t: Float[Array, "*B"], cond: Array | None = None) -> Array:
@@ -82,20 +84,23 @@ class UNet(nn.Module):
             embedding += nn.Embed(self.num_classes, self.embed_dim, name="class_embedding")(cond)
         context = cond if self.context_dim is not None else None
 
+        down, middle, up = DownBlock, MidBlock, UpBlock
+        if self.remat:
+            down, middle, up = nn.remat(DownBlock), nn.remat(MidBlock), nn.remat(UpBlock)
         h = Conv(self.channels[0], name="conv_in")(2.0 * x - 1.0 if self.center else x)
         skips = [h]
         lowest = len(self.channels) - 1
         for i, kind in enumerate(self.down):
-            block = DownBlock(**self._level(i, kind, i < lowest, self.resample[0]), name=f"down_blocks.{i}")
+            block = down(**self._level(i, kind, i < lowest, self.resample[0]), name=f"down_blocks.{i}")
             h, more = block(h, embedding, context)
             skips += more
         if self.mid is not None:
             sizes = (self.heads[-1], self.transformers[-1], self.mid_groups, self.mid_scale)
-            h = MidBlock(self.mid, self.spec, *sizes, name="mid_block")(h, embedding, context)
+            h = middle(self.mid, self.spec, *sizes, name="mid_block")(h, embedding, context)
         for i, kind in enumerate(self.up):
             options = self._level(lowest - i, kind, i < lowest, self.resample[1])
             options["num_layers"] += 1
-            block = UpBlock(**options, name=f"up_blocks.{i}")
+            block = up(**options, name=f"up_blocks.{i}")
             h = block(h, [skips.pop() for _ in range(options["num_layers"])][::-1], embedding, context)
         h = nn.silu(group_norm(h, self.spec.norm_num_groups, self.spec.norm_eps, "conv_norm_out"))
         h = Conv(self.out_channels, name="conv_out")(h)

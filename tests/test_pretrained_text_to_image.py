@@ -196,7 +196,7 @@ def test_one_guided_ddim_step_of_a_pipeline_is_that_of_diffusers(pipeline_folder
     process = from_scheduler(pipeline.scheduler, 50, sampler="ddim")
     encode = jax.jit(pipeline.text_encoder.module.apply)
     said = encode({"params": pipeline.text_encoder.params}, pipeline.tokenizer(["", *prompts]))
-    denoiser = stable_diffusion.guided(pipeline.unet.module, scale, said[0])
+    denoiser = stable_diffusion.guided(pipeline.unet.policy().apply_fn, scale, said[0])
 
     @jax.jit
     def law(params, x, cond):

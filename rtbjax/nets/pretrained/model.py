@@ -38,10 +38,13 @@ class Model(NamedTuple):
     config: dict[str, Any]
 
     def policy(self) -> Policy:
-        """A denoiser as a prior, or as the start of a posterior."""
+        """A denoiser as a prior, or as the start of a posterior; computes in the dtype of its parameters."""
 
         def apply(params: PyTree, x: Array, t: Array, cond: Any) -> Array:
-            return jnp.asarray(self.module.apply({"params": params}, x, t, cond))
+            dtype = jax.tree.leaves(params)[0].dtype
+            if cond is not None and jnp.issubdtype(cond.dtype, jnp.floating):
+                cond = cond.astype(dtype)
+            return jnp.asarray(self.module.apply({"params": params}, x.astype(dtype), t, cond)).astype(x.dtype)
 
         return Policy(self.params, apply)
 

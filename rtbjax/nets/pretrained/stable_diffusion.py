@@ -1,10 +1,8 @@
 """A Stable Diffusion pipeline's folder (1.x and 2.x), and its guided prediction."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,6 +10,7 @@ from rtbjax.nets.pretrained import folder as folders
 from rtbjax.nets.pretrained import model as models
 from rtbjax.nets.pretrained import tokenizer as tokenizers
 from rtbjax.nets.pretrained.folder import PretrainedError
+from rtbjax.types import Denoiser
 
 _PIPELINE = "StableDiffusionPipeline"
 _EXPECTED = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -59,22 +58,21 @@ def load(model: str | Path, dtype: Any = jnp.float32) -> Pipeline:
     return Pipeline(**networks, tokenizer=tokenizers.load(folder), scheduler=models.load_scheduler(folder))
 
 
-def guided(unet: nn.Module, scale: float, empty: Float[Array, "L E"]) -> Callable[[Any, Array, Array, Array], Array]:
-    """A denoiser ``(params, x, t, cond) -> output`` with classifier-free guidance (Ho & Salimans 2022).
+def guided(denoiser: Denoiser, scale: float, empty: Float[Array, "L E"]) -> Denoiser:
+    """A denoiser with classifier-free guidance (Ho & Salimans 2022).
 
     The output is that for the empty text plus ``scale`` times its difference from that for the condition; both come
     from one call on a batch of twice the size.
 
     Args:
-      unet: takes tokens as its condition.
+      denoiser: its condition is tokens ``[B, L, E]``: ``pipeline.unet.policy().apply_fn``.
       scale: 1 is the plain conditional prediction.
       empty: what the text encoder says of the empty text.
     """
 
-    def apply(params: Any, x: Array, t: Array, cond: Float[Array, "B L E"]) -> Array:
+    def apply(params: Any, x: Array, t: Float[Array, ""], cond: Float[Array, "B L E"]) -> Array:
         both = jnp.concatenate([jnp.broadcast_to(empty[None], cond.shape), cond])
-        output = unet.apply({"params": params}, jnp.concatenate([x, x]), t, both)
-        without, given = jnp.split(jnp.asarray(output), 2)
+        without, given = jnp.split(denoiser(params, jnp.concatenate([x, x]), t, both), 2)
         return without + scale * (given - without)
 
     return apply

@@ -1,6 +1,7 @@
 """Model folders: what is written is read again, former names are understood, and what is wrong is said."""
 
 import json
+import sys
 import time
 
 import jax
@@ -234,6 +235,15 @@ def test_no_folder_and_no_network_name_the_alternative(tmp_path, monkeypatch):
     assert time.monotonic() - start < 30.0
 
 
+def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
+    for package in ("huggingface_hub", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(pretrained.PretrainedError, match=r'pip install "rtbjax\[hub\]", or give the path of a folder'):
+        pretrained.load("nobody/nothing")
+    with pytest.raises(pretrained.PretrainedError, match=r'pip install "rtbjax\[text\]"'):
+        pretrained.tokenizer.load(tmp_path)
+
+
 def test_wrong_inputs_name_both_shapes(model):
     def call(x, cond=None):
         jax.eval_shape(model.module.apply, {"params": model.params}, x, jnp.float32(0.0), cond)
@@ -244,6 +254,8 @@ def test_wrong_inputs_name_both_shapes(model):
         call(jnp.zeros((1, 4, 5, 2)))
     with pytest.raises(ValueError, match=r"has no condition, but one of shape \(1,\)"):
         call(jnp.zeros((1, 4, 4, 2)), jnp.zeros((1,), jnp.int32))
+    with pytest.raises(ValueError, match=r"t must be a scalar or one value per sample, got shape \(2,\)"):
+        jax.eval_shape(model.module.apply, {"params": model.params}, jnp.zeros((1, 4, 4, 2)), jnp.zeros((2,)))
     labelled, x = pretrained.unet.from_config(CONFIG | {"num_class_embeds": 3}), jnp.zeros((2, 4, 4, 2))
     for cond, message in (
         (None, r"needs labels of shape \(2,\)"),

@@ -97,7 +97,9 @@ class _Encoder(nn.Module):
         h = Conv(self.channels[0], name="conv_in")(x)
         for i, width in enumerate(self.channels):
             resample = "conv" if i < len(self.channels) - 1 else None
-            block = DownBlock("Encoder", width, self.layers, self.spec, resample=resample, name=f"down_blocks.{i}")
+            block = DownBlock(
+                "DownEncoderBlock2D", width, self.layers, self.spec, resample=resample, name=f"down_blocks.{i}"
+            )
             h, _ = block(h, None)
         h = MidBlock(self.mid, self.spec, attention_groups=self.spec.norm_num_groups, name="mid_block")(h, None)
         return _head(h, self.features, self.spec)
@@ -116,7 +118,9 @@ class _Decoder(nn.Module):
         h = MidBlock(self.mid, self.spec, attention_groups=self.spec.norm_num_groups, name="mid_block")(h, None)
         for i, width in enumerate(self.channels[::-1]):
             resample = "conv" if i < len(self.channels) - 1 else None
-            block = UpBlock("Decoder", width, self.layers + 1, self.spec, resample=resample, name=f"up_blocks.{i}")
+            block = UpBlock(
+                "UpDecoderBlock2D", width, self.layers + 1, self.spec, resample=resample, name=f"up_blocks.{i}"
+            )
             h = block(h, [], None)
         return _head(h, self.features, self.spec)
 

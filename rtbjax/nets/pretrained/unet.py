@@ -78,7 +78,7 @@ class UNet(nn.Module):
         Raises:
           ValueError: other channels or sides than the network's, a condition it does not have, or none where it does.
         """
-        self._check(x, cond)
+        self._check(x, t, cond)
         embedding = self._embed(t, x.dtype)
         if self.num_classes is not None:
             embedding += nn.Embed(self.num_classes, self.embed_dim, name="class_embedding")(cond)
@@ -127,13 +127,15 @@ class UNet(nn.Module):
             "resample": (resample if kind.startswith("Attn") else "conv") if resized else None,
         }
 
-    def _check(self, x: Array, cond: Array | None) -> None:
+    def _check(self, x: Array, t: Array, cond: Array | None) -> None:
         factor = 2 ** (len(self.channels) - 1)
         if x.ndim != 4 or x.shape[-1] != self.in_channels or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(
                 f"The U-Net takes grids [B, H, W, {self.in_channels}] with sides that divide by {factor}, "
                 f"got {x.shape}."
             )
+        if t.ndim > 1 or t.ndim == 1 and t.shape != x.shape[:1]:
+            raise ValueError(f"t must be a scalar or one value per sample, got shape {t.shape}.")
         if self.num_classes is not None:
             wanted, shape = "labels", (x.shape[0],)
         elif self.context_dim is not None:

@@ -55,8 +55,9 @@ def respace(
       alpha_bar: the training schedule, ``f64[num_train_steps]``.
       num_steps: T.
       spacing: ``leading`` (multiples of ``num_train_steps // T``, the default of pretrained DDPMs), ``trailing``
-        (always begins at the last training timestep), or ``log_snr`` (begins there too; the other timesteps are at
-        quantiles of a logistic law of ``log(alpha_bar / (1 - alpha_bar))``: most steps where an image takes shape).
+        (always begins at the last training timestep), ``linspace`` (from the last to the first), or ``log_snr`` (begins
+        at the last; the other timesteps are at quantiles of a logistic law of ``log(alpha_bar / (1 - alpha_bar))``:
+        most steps where an image takes shape).
       steps_offset: added to every ``leading`` timestep.
       log_snr: centre and scale of that law; the default is where small images take shape.
       final_alpha_bar: the signal fraction that counts as data.
@@ -77,6 +78,9 @@ def respace(
             )
     elif spacing == "trailing":
         timesteps = np.round(np.arange(num_steps, 0, -1) * num_train_steps / num_steps).astype(int) - 1
+    elif spacing == "linspace":
+        # A single step is the last timestep, where a path begins; in diffusers it is the first.
+        timesteps = np.round(np.linspace(num_train_steps - 1, 0, num_steps)).astype(int)
     elif spacing == "log_snr":
         centre, scale = log_snr
         quantile = (np.arange(num_steps - 1) + 0.5) / max(num_steps - 1, 1)
@@ -95,7 +99,7 @@ def respace(
                 "larger scale."
             )
     else:
-        raise ValueError(f"spacing must be 'leading', 'trailing' or 'log_snr', got {spacing!r}.")
+        raise ValueError(f"spacing must be 'leading', 'trailing', 'linspace' or 'log_snr', got {spacing!r}.")
     return Respaced(timesteps, np.append(alpha_bar[timesteps], final_alpha_bar))
 
 

@@ -55,6 +55,9 @@ ALPHA_BAR = np.asarray([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
         (10, "leading", 0, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
         (10, "trailing", 0, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
         (1, "trailing", 0, [9]),
+        (4, "linspace", 0, [9, 6, 3, 0]),
+        (3, "linspace", 0, [9, 4, 0]),
+        (1, "linspace", 0, [9]),
     ],
 )
 def test_respacing_tables(num_steps, spacing, offset, timesteps):
@@ -64,14 +67,14 @@ def test_respacing_tables(num_steps, spacing, offset, timesteps):
     assert schedules.respace(ALPHA_BAR, num_steps, spacing).alpha_bar[-1] == 1.0
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_every_number_of_steps_gives_that_many_falling_timesteps(spacing):
     alpha_bar = np.linspace(0.99, 0.01, 1000)
     for num_steps in range(1, 1001):
         t = schedules.respace(alpha_bar, num_steps, spacing).timesteps
         assert len(t) == num_steps and np.all(np.diff(t) < 0), num_steps
         assert 0 <= t[-1] and t[0] <= 999, num_steps
-        if spacing == "trailing":
+        if spacing != "leading":
             assert t[0] == 999, num_steps
 
 
@@ -82,8 +85,8 @@ def test_too_many_or_few_steps_name_the_range(num_steps):
 
 
 def test_unknown_spacing_names_the_known():
-    with pytest.raises(ValueError, match="'leading', 'trailing' or 'log_snr', got 'linspace'"):
-        schedules.respace(ALPHA_BAR, 3, "linspace")
+    with pytest.raises(ValueError, match="'leading', 'trailing', 'linspace' or 'log_snr', got 'even'"):
+        schedules.respace(ALPHA_BAR, 3, "even")
 
 
 def test_linear_mask_rate_table():

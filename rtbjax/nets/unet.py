@@ -155,11 +155,17 @@ class Attention(nn.Module):
         return h + out(mixed.reshape(tokens.shape)).reshape(h.shape)
 
 
-def timestep_embedding(t: Float[Array, " N"], dim: int) -> Float[Array, "N {dim}"]:
-    """Sines and cosines of geometrically spaced frequencies (Ho et al. 2020); ``dim`` is even."""
-    decay = jnp.exp(-jnp.log(_MAX_PERIOD) / (dim // 2) * jnp.arange(dim // 2, dtype=t.dtype))
+def timestep_embedding(
+    t: Float[Array, " N"], dim: int, shift: float = 0.0, cos_first: bool = False
+) -> Float[Array, "N {dim}"]:
+    """Sines and cosines of geometrically spaced frequencies (Ho et al. 2020); ``dim`` is even.
+
+    With ``shift`` 1 the last frequency is 1/10000 itself, as in the release of Ho et al.; with 0 it stays above.
+    """
+    decay = jnp.exp(-jnp.log(_MAX_PERIOD) / (dim // 2 - shift) * jnp.arange(dim // 2, dtype=t.dtype))
     angles = t[:, None] * decay[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if cos_first else waves, axis=-1)
 
 
 def _space_to_depth(h: Array, side: int) -> Array:

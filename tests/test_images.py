@@ -94,7 +94,11 @@ def test_one_posterior_for_many_labels(tmp_path):
     x = jnp.asarray(done.exact.samples[:, :8].reshape(16, *images.SHAPE))
     right, wrong = jnp.repeat(jnp.arange(2), 8), jnp.repeat(1 - jnp.arange(2), 8)
     assert (domain.log_reward(x, right) > domain.log_reward(x, wrong)).mean() > 0.8
-    params = jax.tree.map(lambda a: a + 0.1, domain.posterior.params)
+    # As after training: at the start the last layer is zero, and so is the score.
+    leaves, tree = jax.tree.flatten(domain.posterior.params)
+    noise = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [a + 0.1 * jax.random.normal(k, a.shape) for k, a in zip(noise, leaves, strict=True)]
+    params = jax.tree.unflatten(tree, moved)
     paths = rollout(
         jax.random.key(0), domain.process, domain.prior, shape=(4, *images.SHAPE), look=domain.posterior.look
     )

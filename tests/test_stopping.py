@@ -14,7 +14,7 @@ import pytest
 from shrunk import assert_same_run, gmm, log_of
 
 from configs.gmm import get_config
-from experiments import evaluate, exact, pretrain, proposal, records, run, stopping
+from experiments import hosts, pretrain, records, run, stopping
 from experiments.checkpoint import Checkpoints
 from experiments.proposal import Proposal
 from experiments.stopping import Terminated
@@ -113,18 +113,17 @@ def test_between_checkpoints_of_the_rest_it_stops_at_once_and_nothing_is_lost(
     tmp_path, monkeypatch, listening, phase, whole
 ):
     config = gmm(tmp_path)
-    module = {"gathering": proposal, "exact": exact, "posterior": evaluate}[phase.split()[0]]
-    bar = module.tqdm
+    bar = hosts.progress
 
     def interrupted(*arguments, **options):
         if options.get("desc") == phase:
             terminate()
         return bar(*arguments, **options)
 
-    monkeypatch.setattr(module, "tqdm", interrupted)
+    monkeypatch.setattr(hosts, "progress", interrupted)
     with pytest.raises(Terminated):
         run.execute(config, tmp_path / "cut")
-    monkeypatch.setattr(module, "tqdm", bar)
+    monkeypatch.setattr(hosts, "progress", bar)
     run.execute(config, tmp_path / "cut")
     assert_same_run(tmp_path / "cut", whole)
 

@@ -265,7 +265,7 @@ def test_numbers_that_changed_unnoticed_by_their_format_are_noticed(tmp_path, mo
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, tree(1))
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.checkpoint._hash", lambda _: np.zeros(16, np.uint8))
+        patch.setattr("experiments.checkpoint._hash", lambda _: np.ones(16, np.uint8))
         checkpoints.save(2, tree(2))
     step, found = checkpoints.restore(tree(0))
     assert step == 1 and found["n"] == 1

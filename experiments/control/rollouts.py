@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from experiments.control.tasks import Task
 from experiments.errors import UserError
+from experiments.streams import stream
 from rtbjax import Policy, Process, rollout
 
 Actor = Callable[[Array, Float[Array, "B S"]], Float[Array, "B A"]]
@@ -75,7 +76,7 @@ def play(
         environments = gymnasium.make_vec(task.environment, num_envs=episodes, vectorization_mode="sync")
     except gymnasium.error.DependencyNotInstalled as error:
         raise missing(task) from error
-    key = jax.random.key(seed)
+    key = stream(seed, "play")
     observations, _ = environments.reset(seed=seed)
     returns, going_on = np.zeros(episodes), np.ones(episodes, bool)
     for step in range(max_steps):

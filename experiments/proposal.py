@@ -167,7 +167,7 @@ class Proposal:
         domain, prior = self._domain, self._domain.prior
         accepted, visited = buffers
         chosen = self._choose(key)
-        cond = {name: self._repeat(chosen, count) for name, count in self._paths.items()}
+        cond = {name: self._repeat(chosen, count) for name, count in self._paths.items() if count}
         parts, fresh, data = [], None, None
         # All rewards are asked for before a buffer is given away to be changed: one that fails loses nothing.
         if self._paths["on_policy"]:
@@ -258,7 +258,10 @@ class Proposal:
             return mixed
         group = jnp.concatenate([jnp.arange(p.xs.shape[1]) // (p.xs.shape[1] // self._groups) for p in parts])
         order = jnp.argsort(group, stable=True)
-        time_major = lambda a: a[:, order]  # noqa: E731
+
+        def time_major(a):
+            return a[:, order]
+
         return Trajectory(
             xs=time_major(mixed.xs),
             cond=rows(mixed.cond, order),

@@ -151,7 +151,11 @@ def other_precision(config: ConfigDict) -> tuple:
 
 def groups(config: ConfigDict) -> int:
     """Conditions in a batch, each with as many paths; 1 without conditions."""
-    return config.train.batch_size // config.objective.group if config.objective.group else 1
+    return _groups(config, config.train.batch_size)
+
+
+def _groups(config: ConfigDict, batch: int) -> int:
+    return batch // (config.objective.group or batch)
 
 
 def patience(config: ConfigDict) -> dict[str, float | None]:
@@ -166,12 +170,13 @@ def patience(config: ConfigDict) -> dict[str, float | None]:
 
 def path_counts(config: ConfigDict) -> dict[str, int]:
     """Paths per behaviour for each condition of a batch; on-policy takes the rest and comes first."""
-    return _split(config, config.train.batch_size // groups(config))
+    return _split(config, config.train.batch_size)
 
 
 def _split(config: ConfigDict, batch: int) -> dict[str, int]:
-    paths = {name: round(get(config, f"behaviour.{name}") * batch) for name in OFF_POLICY}
-    return {"on_policy": batch - sum(paths.values()), **paths}
+    size = config.objective.group or batch
+    paths = {name: round(get(config, f"behaviour.{name}") * size) for name in OFF_POLICY}
+    return {"on_policy": size - sum(paths.values()), **paths}
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:
@@ -190,8 +195,7 @@ def check_devices(config: ConfigDict, devices: int) -> None:
     batch, group = config.train.batch_size, config.objective.group
 
     def counts(batch: int) -> dict[str, int]:
-        conditions = batch // group if group else 1
-        return {name: n * conditions for name, n in _split(config, group or batch).items()}
+        return {name: n * _groups(config, batch) for name, n in _split(config, batch).items()}
 
     def fits(batch: int) -> bool:
         paths = counts(batch)

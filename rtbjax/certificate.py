@@ -12,7 +12,7 @@ that does not use the posterior is always sought (prior samples, a rejection rat
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -109,9 +109,28 @@ def certify(
     gap = _log_weights("gap", gap, "N", at_least=2)
     exact_gap = None if exact_gap is None else _log_weights("exact_gap", exact_gap, "M", at_least=1)
     fraction = effective_sample_size(gap)
-    estimate = _log_mean_exp(gap, fraction, "importance sampling")
-    elbo = float(gap.mean())
-    tail = pareto_k(gap)
+    return _conclude(
+        _log_mean_exp(gap, fraction, "importance sampling"),
+        reference,
+        elbo=float(gap.mean()),
+        eubo=None if exact_gap is None else float(exact_gap.mean()),
+        ess=fraction,
+        tail=pareto_k(gap),
+        num_paths=gap.size,
+    )
+
+
+def _conclude(
+    estimate: Estimate,
+    reference: Estimate | None,
+    *,
+    elbo: float,
+    eubo: float | None,
+    ess: float,
+    tail: float | None,
+    num_paths: int,
+) -> Certificate:
+    """The certificate of these numbers: what follows from them, verdict included."""
     path_kl = None if reference is None else reference.log_z - elbo
     return Certificate(
         log_z_is=estimate.log_z,
@@ -120,13 +139,13 @@ def certify(
         log_z_reference_ci=reference and reference.interval,
         log_z_reference_source=reference and reference.source,
         elbo=elbo,
-        eubo=None if exact_gap is None else float(exact_gap.mean()),
-        ess=fraction,
+        eubo=eubo,
+        ess=ess,
         pareto_k=tail,
         path_kl=path_kl,
         path_kl_lower=estimate.log_z - elbo,
-        num_paths=gap.size,
-        verdict=_verdict(estimate, reference, fraction, tail, path_kl),
+        num_paths=num_paths,
+        verdict=_verdict(estimate, reference, ess, tail, path_kl),
     )
 
 
@@ -143,9 +162,9 @@ def average(certificates: Sequence[Certificate]) -> Certificate:
     if not certificates:
         raise ValueError("average needs at least one certificate, got none.")
 
-    def mean(name: str) -> float | None:
-        values = [getattr(c, name) for c in certificates if getattr(c, name) is not None]
-        return float(np.mean(values)) if values else None
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
 
     def estimate(name: str, source: str) -> Estimate:
         center = np.asarray([getattr(c, name) for c in certificates])
@@ -157,23 +176,14 @@ def average(certificates: Sequence[Certificate]) -> Certificate:
     sources = {c.log_z_reference_source for c in certificates}
     if None not in sources:
         reference = estimate("log_z_reference", " and ".join(sorted(map(str, sources))))
-    ess, tail, path_kl = mean("ess"), mean("pareto_k"), None if reference is None else mean("path_kl")
-    elbo, path_kl_lower = mean("elbo"), mean("path_kl_lower")
-    assert ess is not None and elbo is not None and path_kl_lower is not None
-    return Certificate(
-        log_z_is=sampled.log_z,
-        log_z_is_ci=sampled.interval,
-        log_z_reference=reference and reference.log_z,
-        log_z_reference_ci=reference and reference.interval,
-        log_z_reference_source=reference and reference.source,
-        elbo=elbo,
-        eubo=mean("eubo"),
-        ess=ess,
-        pareto_k=tail,
-        path_kl=path_kl,
-        path_kl_lower=path_kl_lower,
+    return _conclude(
+        sampled,
+        reference,
+        elbo=float(np.mean([c.elbo for c in certificates])),
+        eubo=mean(c.eubo for c in certificates),
+        ess=float(np.mean([c.ess for c in certificates])),
+        tail=mean(c.pareto_k for c in certificates),
         num_paths=sum(c.num_paths for c in certificates),
-        verdict=_verdict(sampled, reference, ess, tail, path_kl),
     )
 
 

@@ -80,6 +80,7 @@ def base() -> ConfigDict:
     config.steer = regression(
         steps=0, batch_size=8, optimizer="muon", learning_rate=2e-2, weight_decay=0.0, checkpoint_every=100
     )
+    config.steer.strength = 1.0  # Of the gradient: more makes up for what that of a learned value lacks.
 
     config.posterior = ConfigDict()
     config.posterior.kind = "full"

@@ -38,8 +38,9 @@ def get_config(variant: str = ""):
     config.process.clip_x0 = 0.0  # 0: no clipping.
     config.posterior.kind = "steered"
     config.value = {"weights": "weights/mnist_value.safetensors"}  # Serves every label.
-    config.steer.steps = 600
+    config.steer.steps = 800
     config.steer.learning_rate = 1e-2
+    config.steer.strength = 1.6
     config.posterior.rank = 8
     config.posterior.select = "kernel"
     config.posterior.network = {"patch": 2, "channels": (16, 64), "num_blocks": (1, 1)}
@@ -62,11 +63,11 @@ def get_config(variant: str = ""):
     config.pretrain.learning_rate = 2e-3
     config.pretrain.weight_decay = 1e-3
     if variant == "full":
-        config.steer.steps = 2000
-        config.train.steps = 2000
-        config.behaviour.capacity = config.behaviour.warm_accepted = 2_000
-        config.behaviour.prior_paths = 64
-        config.checkpoint.every = 250
+        config.steer.steps = 1000
+        config.train.steps = 800
+        config.train.learning_rate = 5e-4
+        config.behaviour.accepted = 0.0
+        config.checkpoint.every = 50
         config.eval.num_samples = 2_000
     if variant == "conditional":
         config.reward.label = "digits"

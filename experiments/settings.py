@@ -67,6 +67,7 @@ _POSITIVE = (
     "train.log_z_limit",
     "objective.beta",
     "behaviour.replay_temperature",
+    "steer.strength",
     *_of_each("learning_rate"),
 )
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # As networks take it: None is that of their inputs.

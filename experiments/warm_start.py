@@ -1,8 +1,8 @@
 """Before RTB: a steered posterior is brought near by the gradient of a value, ``log h(x) = log E[r | x]``.
 
 Along the posterior's own paths, the score of every step is regressed on the gradient of log h at the state it led to
-(`rtbjax.losses.steering`). Nothing is weighted by a path's residual, which is what makes RTB's gradient noisy far from
-balance.
+(`rtbjax.losses.steering`), times ``settings.strength``. Nothing is weighted by a path's residual, which is what makes
+RTB's gradient noisy far from balance.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def run(
         current = posterior.replace(params=jax.lax.stop_gradient(params))
         cond = conditions(domain, key, settings.batch_size)
         paths = rollout(key, domain.process, prior.replace(params=prior_params), current, shape=shape, cond=cond)
-        targets = jax.lax.stop_gradient(value_gradients(domain, value_params, paths.xs, cond))
+        targets = settings.strength * jax.lax.stop_gradient(value_gradients(domain, value_params, paths.xs, cond))
         return jnp.mean(steering(domain, posterior.replace(params=params), paths, targets))
 
     frozen = (prior.params, domain.value.params)

@@ -47,6 +47,7 @@ def config(tmp_path):
         (dict(eval__num_samples=1), "eval.num_samples must be at least 2"),
         (dict(eval__exact_samples=1), "eval.exact_samples must be at least 2"),
         (dict(steer__learning_rate=0.0), "steer.learning_rate must be positive"),
+        (dict(steer__strength=0.0), "steer.strength must be positive"),
         (dict(pretrain__ema=1.0), "pretrain.ema must be at least 0 and below 1"),
         (dict(pretrain__steps=0), "pretrain.steps must be at least 1"),
         (dict(objective__loss="reinforce"), "set config.behaviour.accepted and config.behaviour.noised and"),

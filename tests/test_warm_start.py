@@ -66,6 +66,21 @@ def test_the_warm_start_reaches_the_floor_of_fixed_variances(tmp_path):
     assert abs(after - floor) < 0.02, (after, floor)
 
 
+def test_strength_multiplies_the_gradient(tmp_path):
+    """At the last step, of mean m and variance v: the score s solves ``s = strength (c - q (m + v s))``."""
+    here, strong = domain(), settings()
+    strong.strength = 2.0
+    params = warm_start.run(here, strong, jax.random.key(2), tmp_path)
+    policy = here.posterior.replace(params=params)
+    i = CHAIN.num_steps - 1
+    x = rollout(jax.random.key(3), CHAIN.process, CHAIN.prior, policy, shape=(2_000, 1)).xs[i]
+    drift = CHAIN.prior(x, CHAIN.process.time(i), None)
+    step = CHAIN.process.reverse(drift, x, i)
+    exact = 2.0 * (CHAIN.c - CHAIN.q * step.mean) / (1.0 + 2.0 * CHAIN.q * step.std**2)
+    error = np.asarray(policy(x, CHAIN.process.time(i), None, drift).score - exact)
+    assert np.sqrt(np.mean(error**2)) < 0.15 * np.std(exact)  # Of strength 1 it is 0.44.
+
+
 def test_learned_variances_are_left_alone(key):
     """A step's std is no part of the regression, which a smaller one would only seem to serve."""
     here = domain()

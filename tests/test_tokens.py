@@ -1,4 +1,4 @@
-"""The machinery of `experiments` on tokens: batches, buffers and exact sets of a masked chain with a known posterior."""
+"""The machinery of `experiments` on tokens: batches, buffers, exact sets of a masked chain with a known posterior."""
 
 import jax
 import jax.numpy as jnp

@@ -4,8 +4,8 @@
     a kind guard lent her a rope .                                                  the middle z, an event
     she thanked the stranger and gave it back .                                     the ending y
 
-The event is drawn given the place and the trouble of the beginning: ``p(helper | place) p(quality) p(deed | helper)
-p(thing | trouble)``. The ending is drawn given the event: ``p(whom | helper) p(outcome | thing, deed)``. One ending fits
+The event is drawn given the place and the trouble of the beginning, as ``p(helper | place) p(quality) p(deed | helper)
+p(thing | trouble)``, and the ending given the event, as ``p(whom | helper) p(outcome | thing, deed)``. One ending fits
 unlike events (a friend may be a brother, a boy or a dog; what is given back was a loan, whatever it was), and now and
 then it fits none, so that p(z | x, y) has several modes and every event can be followed by every ending. All laws are
 tables, and the posterior is an enumeration.
@@ -147,6 +147,14 @@ def tell_ending(ending: Ending, name: str) -> str:
     return f"{pronouns(name)['she']} thanked the {ending.whom} and {ending.outcome} ."
 
 
+WORDS = tuple(
+    sorted(
+        {word for b in BEGINNINGS for sentence in tell(b) for word in sentence.split()}
+        | {word for e in EVENTS for name in (SHE[0], HE[0]) for word in tell_event(e, name).split()}
+        | {word for y in ENDINGS for word in tell_ending(y, SHE[0]).split()}
+    )
+)
+
 _BEGINNING = {tell(beginning): beginning for beginning in BEGINNINGS}
 _EVENT = {tell_event(event, name): event for event in EVENTS for name in (SHE[0], HE[0])}
 _ENDING = {tell_ending(ending, name): ending for ending in ENDINGS for name in (SHE[0], HE[0])}
@@ -212,6 +220,12 @@ def posterior(beginning: Beginning, ending: Ending) -> Float[np.ndarray, " event
     """p(z | x, y) of each of `EVENTS`."""
     joint = event_law(beginning) * ENDING_LAW[:, ENDINGS.index(ending)]
     return joint / joint.sum()
+
+
+def longest_stories() -> list[tuple[str, ...]]:
+    """Stories in which every sentence once has its greatest number of words."""
+    event, ending = (max(told, key=lambda sentence: len(sentence.split())) for told in (_EVENT, _ENDING))
+    return [(*told, event, ending) for told in _BEGINNING]
 
 
 def sample(rng: np.random.Generator, count: int) -> list[tuple[str, ...]]:

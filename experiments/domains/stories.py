@@ -1,0 +1,140 @@
+"""Story infilling: the middle z of a story from p(z | x) p(y | x, z)^beta, given its beginning x and ending y.
+
+The prior p(z | x) is a masked diffusion trained on beginnings and middles alone, the reward a causal language model's
+likelihood of the ending. Every story is a condition with a posterior of its own, and the posterior's network sees both
+x and y. An infill fills a slot that is as long as the longest middle, padded at will.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
+
+from experiments import weights
+from experiments.domains.base import Conditions, Domain
+from experiments.errors import ConfigError
+from experiments.pretrain import fit
+from experiments.settings import get, one_of
+from experiments.stories import corpus, grammar, infilling_prior, language_model
+from experiments.stories.corpus import Corpus, Tokens
+from experiments.streams import stream
+from rtbjax import Policy, Process, absorbing, posterior
+from rtbjax.nets.transformer import CausalTransformer, MaskedTransformer
+from rtbjax.schedules import linear_mask_rate
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a ConfigError on a field of this domain that is not allowed."""
+    one_of(config, "posterior.kind", ("correction", "lora"))
+    one_of(config, "prior.head", ("mdlm", "sedd"))
+    one_of(config, "precision", ("float32",))
+    if config.steer.steps:
+        raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+    for name in ("data.test_stories", "data.stories", "data.conditions", "data.min_count", "eval.stories"):
+        if get(config, name) < 1:
+            raise ConfigError(f"config.{name} must be at least 1, got {get(config, name)}.")
+    for section in ("prior", "reward"):
+        sizes = config[section]
+        if sizes.heads < 1 or sizes.depth < 1 or sizes.width % (2 * sizes.heads):
+            raise ConfigError(
+                f"config.{section}.width must be a multiple of twice config.{section}.heads={sizes.heads}, "
+                f"and depth at least 1, got {sizes.width} and {sizes.depth}."
+            )
+    if config.eval.stories > config.data.test_stories:
+        raise ConfigError(
+            f"config.eval.stories must be at most config.data.test_stories={config.data.test_stories}, "
+            f"got {config.eval.stories}."
+        )
+
+
+def prior_network(config: ConfigDict, found: Corpus, *, zero_head: bool = False) -> MaskedTransformer:
+    p = config.prior
+    return MaskedTransformer(found.vocabulary.size, p.width, p.depth, p.heads, zero_head)
+
+
+def reward_network(config: ConfigDict, found: Corpus) -> CausalTransformer:
+    r = config.reward
+    return CausalTransformer(found.vocabulary.size, r.width, r.depth, r.heads)
+
+
+def load(config: ConfigDict, section: str, found: Corpus, init) -> PyTree:
+    """Weights of a section (``prior`` or ``reward``) of the config.
+
+    Raises:
+      WeightsError: they cannot be read, or are of other sizes, another vocabulary or another head.
+    """
+    path = weights.locate(config[section].weights)
+    params = weights.load(path, jax.eval_shape(init, jax.random.key(0)))
+    notes = weights.metadata(path)
+    for name, here in notes_of(config, section, found).items():
+        if notes.get(name) != here:
+            raise weights.WeightsError(
+                f"{path} was trained with another {name}: make it anew by --mode=pretrain "
+                f"--config.pretrain.what={section}."
+            )
+    return jax.tree.map(jnp.asarray, params)
+
+
+def notes_of(config: ConfigDict, section: str, found: Corpus) -> dict[str, str]:
+    """What weights must agree with beside their shapes."""
+    notes = {"vocabulary": weights.fingerprint(found.vocabulary.name)}
+    return notes | ({"head": config.prior.head} if section == "prior" else {})
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> None:
+    """Trains the prior, or by ``pretrain.what`` the reward, and writes weights to the workdir.
+
+    Raises:
+      ConfigError: a field that is not allowed.
+      DataError: the stories cannot be read.
+    """
+    one_of(config, "pretrain.what", ("prior", "reward"))
+    check(config)
+    found, what = corpus.load(config.data, config.data.stories), config.pretrain.what
+    train = {"prior": fit_prior, "reward": fit_reward}[what]
+    params, measured = train(config, found, stream(config.seed, f"pretrain {what}"), workdir)
+    count = len(found.train_tokens.middle)
+    notes = {"trained_on": f"{count} stories of {found.source}", "steps": config.pretrain.steps} | measured
+    path = workdir / f"stories_{what}.safetensors"
+    weights.save(path, params, notes | notes_of(config, what, found))
+    print(f"Held-out stories: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
+    print(f"{path}: use it by --config.{what}.weights={path}")
+
+
+def fit_prior(config: ConfigDict, found: Corpus, key: Array, workdir: Path) -> tuple[PyTree, dict[str, float]]:
+    """The prior and its bound on held-out middles. It sees sentences 1 to 4, and no ending."""
+    settings, net, head = config.pretrain, prior_network(config, found), config.prior.head
+    init_key, fit_key, bound_key = jax.random.split(key, 3)
+    data = (jnp.asarray(found.train_tokens.before), jnp.asarray(found.train_tokens.middle))
+
+    def loss(params, key, data):
+        pick, noise = jax.random.split(key)
+        rows = jax.random.randint(pick, (settings.batch_size,), 0, data[0].shape[0])
+        return jnp.mean(infilling_prior.loss(net, head, params, noise, *(part[rows] for part in data)))
+
+    params = infilling_prior.init(net, init_key)
+    params = fit(loss, params, data, settings, key=fit_key, workdir=workdir, label="prior", steps_per_call=50)
+    test = (jnp.asarray(found.test_tokens.before), jnp.asarray(found.test_tokens.middle))
+    nats, error = infilling_prior.bound(net, head, params, bound_key, *test)
+    return params, {"nats_per_middle_at_most": nats, "standard_error": error}
+
+
+def fit_reward(config: ConfigDict, found: Corpus, key: Array, workdir: Path) -> tuple[PyTree, dict[str, float]]:
+    """The language model of whole stories and its nats per held-out ending."""
+    settings, net, pad = config.pretrain, reward_network(config, found), found.vocabulary.pad
+    init_key, fit_key = jax.random.split(key)
+    data = Tokens(*map(jnp.asarray, found.train_tokens))
+
+    def loss(params, key, data):
+        rows = jax.random.randint(key, (settings.batch_size,), 0, data.middle.shape[0])
+        return jnp.mean(language_model.loss(net, params, tuple(part[rows] for part in data), pad))
+
+    params = language_model.init(net, init_key)
+    params = fit(loss, params, data, settings, key=fit_key, workdir=workdir, label="reward", steps_per_call=50)
+    nats = -language_model.log_likelihood(net, params, *map(jnp.asarray, found.test_tokens), pad)
+    return params, {"nats_per_ending": float(nats.mean())}

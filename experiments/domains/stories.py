@@ -7,7 +7,6 @@ x and y. An infill fills a slot that is as long as the longest middle, padded at
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +15,13 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from experiments import weights
-from experiments.domains.base import Conditions, Domain
+from experiments.domains.base import Conditions, Domain, rows
 from experiments.errors import ConfigError
 from experiments.pretrain import fit
 from experiments.settings import get, one_of
-from experiments.stories import corpus, grammar, infilling_prior, language_model
+from experiments.stories import corpus, infilling_prior, language_model
 from experiments.stories.corpus import Corpus, Tokens
+from experiments.stories.evaluation import Evaluation
 from experiments.streams import stream
 from rtbjax import Policy, Process, absorbing, posterior
 from rtbjax.nets.transformer import CausalTransformer, MaskedTransformer
@@ -138,3 +138,97 @@ def fit_reward(config: ConfigDict, found: Corpus, key: Array, workdir: Path) -> 
     params = fit(loss, params, data, settings, key=fit_key, workdir=workdir, label="reward", steps_per_call=50)
     nats = -language_model.log_likelihood(net, params, *map(jnp.asarray, found.test_tokens), pad)
     return params, {"nats_per_ending": float(nats.mean())}
+
+
+def make_posterior(config: ConfigDict, found: Corpus, prior: Policy, key: Array) -> Policy:
+    """The prior's output plus that of a copy of its network which also reads the ending, and starts at zero."""
+    net = prior_network(config, found, zero_head=True)
+    copy = Policy(
+        infilling_prior.with_zero_head(prior.params),
+        lambda params, z, t, cond: infilling_prior.denoise(net, params, z, t, cond["before"], cond["after"]),
+    )
+    learner = copy
+    if config.posterior.kind == "lora":
+        learner = posterior.lora(key, copy, config.posterior.rank, select=config.posterior.select)
+    return posterior.correction(
+        learner.params,
+        lambda params, z, t, cond, _: learner.apply_fn(params, z, t, cond),
+        look=lambda output, z, t, cond: (),
+    )
+
+
+def make_process(config: ConfigDict, found: Corpus) -> Process:
+    return absorbing(linear_mask_rate(config.process.num_steps), found.vocabulary.size, head=config.prior.head)
+
+
+def load_prior(config: ConfigDict, found: Corpus) -> Policy:
+    """The prior; of its ``cond`` it sees the beginning."""
+    net, head = prior_network(config, found), config.prior.head
+    params = load(config, "prior", found, partial(infilling_prior.init, net))
+
+    def apply_fn(params, z, t, cond):
+        return infilling_prior.output(head, infilling_prior.denoise(net, params, z, t, cond["before"]), t)
+
+    return Policy(params, apply_fn)
+
+
+def make_log_reward(config: ConfigDict, found: Corpus, params: PyTree):
+    """log p(y | x, z), ``(z[B, L], cond) -> f32[B]``."""
+    net, pad = reward_network(config, found), found.vocabulary.pad
+
+    def log_reward(z, cond):
+        return language_model.log_likelihood(net, params, cond["before"], z, cond["after"], pad)
+
+    return log_reward
+
+
+def condition(tokens: Tokens, count: int) -> dict[str, Array]:
+    """Beginning and ending of the first stories."""
+    return {"before": jnp.asarray(tokens.before[:count]), "after": jnp.asarray(tokens.after[:count])}
+
+
+def build(config: ConfigDict) -> Domain:
+    """The domain of a config.
+
+    Raises:
+      ConfigError: an unknown parametrisation or head, or a number that is not allowed.
+      DataError: the stories cannot be read.
+      WeightsError: the weights of prior or reward cannot be read, or are of another vocabulary.
+    """
+    check(config)
+    found = corpus.load(config.data, config.data.conditions)
+    prior = load_prior(config, found)
+    reward = load(config, "reward", found, partial(language_model.init, reward_network(config, found)))
+    log_reward = jax.jit(make_log_reward(config, found, reward))
+    shown = config.eval.stories
+    conditions = Conditions(
+        values=condition(found.train_tokens, config.data.conditions),
+        evaluated=condition(found.test_tokens, shown),
+        names=tuple(f"story {number}" for number in range(shown)),
+        examples=jnp.asarray(found.train_tokens.middle),
+    )
+
+    def log_reward_of(z, number):
+        cond = rows(conditions.evaluated, np.full(len(z), number))
+        return np.asarray(log_reward(jnp.asarray(z), cond), np.float64)
+
+    evaluation = Evaluation(
+        found.test[:shown], found.vocabulary, log_reward_of, grammar=not config.data.path, seed=config.seed
+    )
+    return Domain(
+        name="stories",
+        data_source=f"{len(found.train_tokens.middle)} stories of {found.source}",
+        process=make_process(config, found),
+        event_shape=found.train_tokens.middle.shape[1:],
+        prior=prior,
+        posterior=make_posterior(config, found, prior, stream(config.seed, "posterior")),
+        log_reward=log_reward,
+        # A probability; of the long endings of real stories it is too small for rejection.
+        log_bound=None if config.data.path else 0.0,
+        fingerprint=weights.fingerprint(
+            prior.params, reward, config.process.to_dict(), config.prior.head, conditions.evaluated
+        ),
+        evaluate=evaluation.metrics,
+        plot=evaluation.plot,
+        conditions=conditions,
+    )

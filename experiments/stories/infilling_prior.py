@@ -1,4 +1,4 @@
-"""The prior p(z | x): a masked diffusion over the fourth sentence that is told the three before it, and nothing after."""
+"""The prior p(z | x): a masked diffusion over the fourth sentence, told the three before it and nothing of the fifth."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def loss(
     before: Int[Array, "B X"],
     middle: Int[Array, "B L"],
 ) -> Float[Array, " B"]:
-    """A bound on ``-log p(z | x)`` in nats, at one mask rate for each story: its mean is what to minimise and report."""
+    """A bound on ``-log p(z | x)`` in nats, at one mask rate for each story; its mean is minimised and reported."""
     offset_key, mask_key = jax.random.split(key)
     batch = middle.shape[0]
     # Stratified: one mask rate in each of B equal parts of (0, 1).
@@ -72,5 +72,3 @@ def bound(
 def with_zero_head(params: PyTree) -> PyTree:
     """A copy whose output is zero, to be added to that of the original."""
     return params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
-
-

@@ -23,7 +23,7 @@ from experiments.stories import corpus, infilling_prior, language_model
 from experiments.stories.corpus import Corpus, Tokens
 from experiments.stories.evaluation import Evaluation
 from experiments.streams import stream
-from rtbjax import Policy, Process, absorbing, posterior
+from rtbjax import Policy, Process, absorbing, one_by_one, posterior
 from rtbjax.nets.transformer import CausalTransformer, MaskedTransformer
 from rtbjax.schedules import linear_mask_rate
 
@@ -32,6 +32,7 @@ def check(config: ConfigDict) -> None:
     """Raises a ConfigError on a field of this domain that is not allowed."""
     one_of(config, "posterior.kind", ("correction", "lora"))
     one_of(config, "prior.head", ("mdlm", "sedd"))
+    one_of(config, "process.reveals", ("one_by_one", "independent"))
     one_of(config, "precision", ("float32",))
     if config.steer.steps:
         raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
@@ -158,7 +159,20 @@ def make_posterior(config: ConfigDict, found: Corpus, prior: Policy, key: Array)
 
 
 def make_process(config: ConfigDict, found: Corpus) -> Process:
-    return absorbing(linear_mask_rate(config.process.num_steps), found.vocabulary.size, head=config.prior.head)
+    """The chain of a config.
+
+    Raises:
+      ConfigError: one reveal per step, and not as many steps as the slot has places.
+    """
+    steps, size, length = config.process.num_steps, found.vocabulary.size, found.train_tokens.middle.shape[1]
+    if config.process.reveals == "independent":
+        return absorbing(linear_mask_rate(steps), size, head=config.prior.head)
+    if steps != length:
+        raise ConfigError(
+            f"config.process.num_steps must be {length}, the places of an infill, for config.process.reveals="
+            f"one_by_one, got {steps}."
+        )
+    return one_by_one(length, size)
 
 
 def load_prior(config: ConfigDict, found: Corpus) -> Policy:

@@ -1,4 +1,4 @@
-"""The prior p(z | x): a masked diffusion over the fourth sentence, told the three before it and nothing of the fifth."""
+"""The prior p(z | x): a masked diffusion over the fourth sentence that knows the first three, and never the fifth."""
 
 import jax
 import jax.numpy as jnp

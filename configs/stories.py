@@ -26,7 +26,7 @@ def get_config(variant: str = ""):
     config.data.test_stories = 100
     config.data.stories = 50_000  # To pretrain on; of a file all there are, at most so many.
     config.data.conditions = 500  # Stories to fine-tune on: their endings are seen, their middles are not.
-    network = {"width": 64, "depth": 3, "heads": 4}
+    network = {"width": 64, "depth": 2, "heads": 4}
     config.prior = {"weights": "weights/stories_prior.safetensors", "head": "mdlm"} | network  # mdlm | sedd
     config.reward.weights = "weights/stories_reward.safetensors"
     config.reward.update(network)
@@ -46,16 +46,17 @@ def get_config(variant: str = ""):
     config.behaviour.capacity = 32
     config.checkpoint.every = 50
     config.eval.stories = 16
+    config.eval.best_of = 16  # Of the prior's infills, a baseline.
     config.eval.num_samples = 200
     config.eval.batch_size = 400
     config.eval.exact_samples = 200
     config.pretrain.what = "prior"
-    config.pretrain.steps = 12_000
+    config.pretrain.steps = 5_000
     config.pretrain.batch_size = 128
     config.pretrain.learning_rate = 2e-3
     if variant == "reward":
         config.pretrain.what = "reward"
-        config.pretrain.steps = 6_000
+        config.pretrain.steps = 2_000
     if variant == "smoke":
         config.train.steps = 6
         config.objective.group = 4
@@ -64,6 +65,7 @@ def get_config(variant: str = ""):
         config.log.every = 1
         config.checkpoint.every = 3
         config.eval.stories = 4
+        config.eval.best_of = 4
         config.eval.num_samples = 32
         config.eval.batch_size = 64
         config.eval.exact_samples = 4

@@ -7,6 +7,7 @@ x and y. An infill fills a slot that is as long as the longest middle, padded at
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,15 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from experiments import weights
-from experiments.domains.base import Conditions, Domain, rows
+from experiments.domains.base import Conditions, Domain, Samples, rows
 from experiments.errors import ConfigError
 from experiments.pretrain import fit
 from experiments.settings import get, one_of
-from experiments.stories import corpus, infilling_prior, language_model
+from experiments.stories import baselines, corpus, infilling_prior, language_model
 from experiments.stories.corpus import Corpus, Tokens
 from experiments.stories.evaluation import Evaluation
 from experiments.streams import stream
-from rtbjax import Policy, Process, absorbing, one_by_one, posterior
+from rtbjax import Policy, Process, absorbing, one_by_one, posterior, rollout
 from rtbjax.nets.transformer import CausalTransformer, MaskedTransformer
 from rtbjax.schedules import linear_mask_rate
 
@@ -36,7 +37,14 @@ def check(config: ConfigDict) -> None:
     one_of(config, "precision", ("float32",))
     if config.steer.steps:
         raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
-    for name in ("data.test_stories", "data.stories", "data.conditions", "data.min_count", "eval.stories"):
+    for name in (
+        "data.test_stories",
+        "data.stories",
+        "data.conditions",
+        "data.min_count",
+        "eval.stories",
+        "eval.best_of",
+    ):
         if get(config, name) < 1:
             raise ConfigError(f"config.{name} must be at least 1, got {get(config, name)}.")
     for section in ("prior", "reward"):
@@ -196,6 +204,40 @@ def make_log_reward(config: ConfigDict, found: Corpus, params: PyTree):
     return log_reward
 
 
+def make_baselines(config: ConfigDict, found: Corpus, process: Process, prior: Policy, reward: PyTree, evaluated: Any):
+    """Sets of infills of the evaluated stories without fine-tuning: ``count -> {name: i32[N, count, L]}``.
+
+    ``clamped`` is the prior with the ending laid behind the infill, where it has never seen one; ``autoregressive`` is
+    the language model's continuation of the beginning.
+    """
+    net, head = prior_network(config, found), config.prior.head
+    writer, vocabulary = reward_network(config, found), found.vocabulary
+    marks = dict(pad=vocabulary.pad, closing=baselines.closing_tokens(vocabulary))
+    length = found.train_tokens.middle.shape[1]
+
+    def read_both(params, z, t, cond):
+        return infilling_prior.output(
+            head, infilling_prior.denoise(net, params, z, t, cond["before"], cond["after"]), t
+        )
+
+    def clamped(key, cond):
+        shape = (len(cond["before"]), length)
+        return rollout(key, process, prior.replace(apply_fn=read_both), shape=shape, cond=cond).xs[-1]
+
+    def autoregressive(key, cond):
+        return baselines.autoregressive(key, writer, reward, (cond["before"],), length, **marks)
+
+    def draw(count: int) -> Samples:
+        key, stories = stream(config.seed, "baselines"), range(config.eval.stories)
+        conds = [rows(evaluated, np.full(count, story)) for story in stories]
+        return {
+            run.__name__: np.stack([jax.jit(run)(jax.random.fold_in(key, story), conds[story]) for story in stories])
+            for run in (clamped, autoregressive)
+        }
+
+    return draw
+
+
 def condition(tokens: Tokens, count: int) -> dict[str, Array]:
     """Beginning and ending of the first stories."""
     return {"before": jnp.asarray(tokens.before[:count]), "after": jnp.asarray(tokens.after[:count])}
@@ -226,13 +268,20 @@ def build(config: ConfigDict) -> Domain:
         cond = rows(conditions.evaluated, np.full(len(z), number))
         return np.asarray(log_reward(jnp.asarray(z), cond), np.float64)
 
+    process = make_process(config, found)
     evaluation = Evaluation(
-        found.test[:shown], found.vocabulary, log_reward_of, grammar=not config.data.path, seed=config.seed
+        found.test[:shown],
+        found.vocabulary,
+        log_reward_of,
+        make_baselines(config, found, process, prior, reward, conditions.evaluated),
+        best_of=config.eval.best_of,
+        grammar=not config.data.path,
+        seed=config.seed,
     )
     return Domain(
         name="stories",
         data_source=f"{len(found.train_tokens.middle)} stories of {found.source}",
-        process=make_process(config, found),
+        process=process,
         event_shape=found.train_tokens.middle.shape[1:],
         prior=prior,
         posterior=make_posterior(config, found, prior, stream(config.seed, "posterior")),

@@ -11,12 +11,14 @@ from jaxtyping import Array, Float, Int
 from experiments import hosts
 from experiments.plots import plt
 from experiments.stories import slots
+from experiments.stories.baselines import best_of
 from experiments.stories.corpus import Story
 from experiments.stories.words import Vocabulary, split
 from rtbjax.metrics import text
 
 SHOWN_STORIES, SHOWN_INFILLS = 3, 4
 LogReward = Callable[[Int[np.ndarray, "B L"], int], Float[np.ndarray, " B"]]
+Baselines = Callable[[int], dict[str, np.ndarray]]
 Infills = list[list[str]]  # Of each story.
 
 
@@ -24,11 +26,29 @@ class Evaluation:
     """Metrics of sets of infills ``[N, n, L]`` of N stories, and a picture of some."""
 
     def __init__(
-        self, stories: Sequence[Story], vocabulary: Vocabulary, log_reward: LogReward, *, grammar: bool, seed: int
+        self,
+        stories: Sequence[Story],
+        vocabulary: Vocabulary,
+        log_reward: LogReward,
+        baselines: Baselines,
+        *,
+        best_of: int,
+        grammar: bool,
+        seed: int,
     ):
-        """Takes log r of infills of a story by its number, and whether the stories are the grammar's."""
+        """Prepares to evaluate.
+
+        Args:
+          stories: N.
+          vocabulary: of the infills.
+          log_reward: log r of infills of a story, by its number.
+          baselines: sets of so many infills of each story, by name.
+          best_of: how many of the prior's infills the best is taken of.
+          grammar: whether the stories are the grammar's.
+          seed: of exact samples.
+        """
         self._stories, self._vocabulary, self._log_reward = stories, vocabulary, log_reward
-        self._grammar, self._seed = grammar, seed
+        self._baselines, self._best_of, self._grammar, self._seed = baselines, best_of, grammar, seed
 
     def read(self, x: Int[Array, "N n L"]) -> Infills:
         """The texts of infills."""
@@ -42,8 +62,10 @@ class Evaluation:
         ``event_tv``, the total variation from p(z | x, y) over event slots; ``no_event``, the share of infills that
         tell none; ``event_tv_to_exact``, the total variation from a set of exact samples of the run's own target.
         """
-        texts = {name: self.read(x) for name, x in samples.items()}
+        samples = samples | self._baselines(samples["rtb"].shape[1])
         log_r = {name: self._rewards(x) for name, x in samples.items()}
+        samples["best_of"], log_r["best_of"] = best_of(self._best_of, samples["prior"], log_r["prior"])
+        texts = {name: self.read(x) for name, x in samples.items()}
         hosts.say("\n".join(self._report(texts, log_r)))
         found = {name: {"log_reward": log_r[name].mean()} for name in samples}
         if self._grammar:

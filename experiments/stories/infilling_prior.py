@@ -51,7 +51,7 @@ def loss(
     offset_key, mask_key = jax.random.split(key)
     batch = middle.shape[0]
     # Stratified: one mask rate in each of B equal parts of (0, 1).
-    rate = (jnp.arange(batch) + jax.random.uniform(offset_key)) / batch
+    rate = (jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(offset_key)) / batch
     rate = jnp.clip(rate, LEAST_RATE, 1.0 - LEAST_RATE)
     masked = jax.random.uniform(mask_key, middle.shape) < rate[:, None]
     z = jnp.where(masked, net.vocab_size, middle)

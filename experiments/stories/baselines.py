@@ -1,0 +1,56 @@
+"""Infills without fine-tuning, to compare with: of a language model, and the best of several of the prior's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from experiments.stories import language_model
+from experiments.stories.words import Vocabulary
+from rtbjax.nets.transformer import CausalTransformer
+
+CLOSING = (".", "!", "?")
+
+
+def closing_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Tokens that end a sentence."""
+    return tuple({vocabulary.encode(mark)[0] for mark in CLOSING if vocabulary.decode(vocabulary.encode(mark)) == mark})
+
+
+def autoregressive(
+    key: Array,
+    net: CausalTransformer,
+    params: PyTree,
+    prompt: tuple[Int[Array, "B _"], ...],
+    length: int,
+    *,
+    pad: int,
+    closing: tuple[int, ...],
+) -> Int[Array, "B L"]:
+    """The sentence that a language model writes after the prompt's slots; padding follows once it is closed."""
+    room = jnp.full((prompt[0].shape[0], length), pad, jnp.int32)
+    tokens, _, text = language_model.closed_up((*prompt, room), pad)
+    start, row = jnp.sum(text, axis=1), jnp.arange(len(room))
+    ends = jnp.asarray(closing, jnp.int32)
+
+    def write(state, i):
+        tokens, done = state
+        logits = net.apply({"params": params}, tokens)[row, start + i - 1]
+        drawn = jax.random.categorical(jax.random.fold_in(key, i), logits.at[:, pad].set(-jnp.inf)).astype(jnp.int32)
+        drawn = jnp.where(done, pad, drawn)
+        closed = jnp.any(drawn[:, None] == ends[None], axis=1)
+        return (tokens.at[row, start + i].set(drawn), done | closed), drawn
+
+    (_, _), drawn = jax.lax.scan(write, (tokens, jnp.zeros(len(room), jnp.bool_)), jnp.arange(length))
+    return drawn.T
+
+
+def best_of(
+    n: int, x: Int[np.ndarray, "N m L"], log_r: Float[np.ndarray, "N m"]
+) -> tuple[Int[np.ndarray, "N m/n L"], Float[np.ndarray, "N m/n"]]:
+    """Of every n infills of a story in turn the one of the highest log r, and its log r; what is left over is not used."""
+    stories, groups = x.shape[0], x.shape[1] // n
+    x, log_r = x[:, : groups * n], log_r[:, : groups * n].reshape(stories, groups, n)
+    best = log_r.argmax(axis=2)
+    chosen = np.take_along_axis(x.reshape(stories, groups, n, -1), best[..., None, None], axis=2)[:, :, 0]
+    return chosen, np.take_along_axis(log_r, best[..., None], axis=2)[..., 0]

@@ -70,9 +70,14 @@ def paths(domain, key, cond):
     return roll(key, domain.prior, domain.posterior)
 
 
-@pytest.mark.parametrize("kind", ["correction", "lora"])
-def test_every_posterior_starts_as_the_prior(kind, config, key):
-    built = stories.build(changed(config, posterior__kind=kind))
+@pytest.mark.parametrize(
+    "kind, reveals", [("correction", "one_by_one"), ("lora", "one_by_one"), ("correction", "independent")]
+)
+def test_every_posterior_starts_as_the_prior(kind, reveals, config, key):
+    steps = 8 if reveals == "one_by_one" else 3
+    built = stories.build(
+        changed(config, posterior__kind=kind, process__reveals=reveals, process__num_steps=steps, objective__chunk=1)
+    )
     found = paths(built, key, conditions(built, 16))
     np.testing.assert_allclose(found.log_ratio, 0.0, atol=1e-5)
     assert found.xs.dtype == jnp.int32 and (found.xs[0] == found.xs.max()).all()
@@ -199,6 +204,8 @@ def test_an_event_of_another_person_is_none():
         ({"eval__stories": 101}, ConfigError, "config.eval.stories must be at most config.data.test_stories=100"),
         ({"data__conditions": 0}, ConfigError, "config.data.conditions must be at least 1, got 0"),
         ({"steer__steps": 5}, ConfigError, "config.steer.steps must be 0"),
+        ({"process__reveals": "two"}, ConfigError, "config.process.reveals must be one of one_by_one, independent"),
+        ({"process__num_steps": 7}, ConfigError, "config.process.num_steps must be 8, the places of an infill"),
         ({"data__path": "missing.csv"}, DataError, "There is no data file missing.csv.*columns sentence1"),
         ({"data__tokenizer": "nowhere"}, DataError, "There is no nowhere/vocab.json"),
         ({"prior__width": 8}, weights.WeightsError, "holds other weights than the network expects"),
@@ -234,16 +241,59 @@ def test_weights_of_another_vocabulary_of_the_same_size_are_refused(config, file
 def test_a_run_on_a_file_of_stories(small, file, tmp_path):
     """Their endings are too rare for rejection, and their middles are no events."""
     one = changed(small, data__path=str(file), data__min_count=1, data__test_stories=8, pretrain__steps=20)
+    one = changed(one, process__reveals="independent", process__num_steps=4, objective__chunk=4)
     one = pretrained(one, tmp_path / "pretrained")
-    done = run.execute(changed(one, objective__log_z="vargrad", eval__exact_samples=64), tmp_path / "run")
+    done = run.execute(changed(one, eval__exact_samples=64), tmp_path / "run")
     assert done.domain.log_bound is None and done.summary["data_source"].endswith("52 of 60 stories of stories.csv")
     assert done.summary["metrics"].keys() >= {"prior", "rtb"} and "event_tv" not in done.summary["metrics"]["rtb"]
     assert done.summary["certificate"]["log_z_reference"] is not None
 
 
-def test_a_run_of_the_embedded_stories_prints_infills(config, tmp_path, capsys):
-    done = run.execute(config, tmp_path)
-    assert {"prior", "rtb", "exact", "grammar"} <= done.summary["metrics"].keys()
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    return changed(get_config("smoke"), devices=1, eval__exact_cache=str(tmp_path_factory.mktemp("exact")))
+
+
+def test_a_run_of_the_embedded_stories_prints_infills(shipped, tmp_path, capsys):
+    done = run.execute(shipped, tmp_path)
+    metrics = done.summary["metrics"]
+    assert {"prior", "rtb", "exact", "grammar", "clamped", "autoregressive", "best_of"} <= metrics.keys()
+    assert metrics["best_of"]["log_reward"] > metrics["prior"]["log_reward"]
     printed = capsys.readouterr().out
-    first = corpus.load(config.data, 1).test[0]
+    first = corpus.load(shipped.data, 1).test[0]
     assert first[3] in printed and first[4] in printed
+
+
+def test_the_shipped_weights_say_what_they_were_trained_on_and_are_small():
+    for variant, section in (("", "prior"), ("reward", "reward")):
+        config = get_config(variant)
+        path = weights.locate(config[section].weights)
+        notes = weights.metadata(path)
+        assert notes["steps"] == config.pretrain.steps and path.stat().st_size < 1.5e6
+        assert notes["trained_on"] == f"{config.data.stories} stories of the grammar of experiments/stories"
+
+
+def test_the_shipped_prior_is_the_grammars_law_of_the_middle():
+    """Its bound on the surprise of held-out middles, against what their surprise truly is."""
+    config = get_config()
+    found = corpus.load(config.data, 1)
+    notes = weights.metadata(weights.locate(config.prior.weights))
+    truth = np.mean([_surprise(story) for story in found.test])
+    assert truth - 4 * notes["standard_error"] < notes["nats_per_middle_at_most"] < truth + 0.2
+
+
+def test_the_shipped_reward_is_the_grammars_law_of_the_ending(shipped):
+    """On held-out stories, also with middles of other stories, whose endings are less likely."""
+    built = stories.build(changed(shipped, eval__stories=100))
+    found = corpus.load(shipped.data, 1)
+    cond, columns = built.conditions.evaluated, [grammar.ENDINGS.index(grammar.read_ending(s[4])) for s in found.test]
+    for shift in (0, 1):
+        told = [grammar.read_event(story[3]) for story in np.roll(np.array(found.test), shift, axis=0)]
+        truth = np.log([grammar.ENDING_LAW[grammar.EVENTS.index(e), y] for e, y in zip(told, columns, strict=True)])
+        texts = [
+            grammar.tell_event(event, grammar.read(story[:3]).name)
+            for event, story in zip(told, found.test, strict=True)
+        ]
+        z = corpus.padded([found.vocabulary.encode(t) for t in texts], built.event_shape[0], found.vocabulary.pad)
+        log_r = np.asarray(built.log_reward(jnp.asarray(z), cond), np.float64)
+        assert np.mean(np.abs(log_r - truth)) < 0.15, shift

@@ -48,7 +48,7 @@ def autoregressive(
 def best_of(
     n: int, x: Int[np.ndarray, "N m L"], log_r: Float[np.ndarray, "N m"]
 ) -> tuple[Int[np.ndarray, "N m/n L"], Float[np.ndarray, "N m/n"]]:
-    """Of every n infills of a story in turn the one of the highest log r, and its log r; what is left over is not used."""
+    """Of every n infills of a story in turn that of the highest log r, and its log r; what is left over is not used."""
     stories, groups = x.shape[0], x.shape[1] // n
     x, log_r = x[:, : groups * n], log_r[:, : groups * n].reshape(stories, groups, n)
     best = log_r.argmax(axis=2)

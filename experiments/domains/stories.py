@@ -145,7 +145,8 @@ def fit_reward(config: ConfigDict, found: Corpus, key: Array, workdir: Path) -> 
 
     params = language_model.init(net, init_key)
     params = fit(loss, params, data, settings, key=fit_key, workdir=workdir, label="reward", steps_per_call=50)
-    nats = -language_model.log_likelihood(net, params, *map(jnp.asarray, found.test_tokens), pad)
+    before, middle, after = map(jnp.asarray, found.test_tokens)
+    nats = -language_model.log_likelihood(net, params, before, middle, after, pad)
     return params, {"nats_per_ending": float(nats.mean())}
 
 

@@ -1,5 +1,7 @@
 """Infills without fine-tuning, to compare with: of a language model, and the best of several of the prior's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,8 @@ def autoregressive(
 
     def write(state, i):
         tokens, done = state
-        logits = net.apply({"params": params}, tokens)[row, start + i - 1]
+        every: Any = net.apply({"params": params}, tokens)
+        logits = every[row, start + i - 1]
         drawn = jax.random.categorical(jax.random.fold_in(key, i), logits.at[:, pad].set(-jnp.inf)).astype(jnp.int32)
         drawn = jnp.where(done, pad, drawn)
         closed = jnp.any(drawn[:, None] == ends[None], axis=1)

@@ -59,18 +59,19 @@ def load(data: ConfigDict, count: int) -> Corpus:
     Raises:
       DataError: a file that cannot be read, or holds too few stories.
     """
+    held_out = int(data.test_stories)
     if data.path:
         stories = read(Path(data.path))
-        if len(stories) <= data.test_stories:
+        if len(stories) <= held_out:
             raise DataError(
-                f"{data.path} holds {len(stories)} stories, and config.data.test_stories={data.test_stories} are held "
+                f"{data.path} holds {len(stories)} stories, and config.data.test_stories={held_out} are held "
                 "out: none is left to train on."
             )
-        test, train = stories[: data.test_stories], stories[data.test_stories :]
+        test, train = stories[:held_out], stories[held_out:]
         source = f"{len(train)} of {len(stories)} stories of {Path(data.path).name}"
         longest = stories
     else:
-        test = grammar.sample(np.random.default_rng(TEST_SEED), data.test_stories)
+        test = grammar.sample(np.random.default_rng(TEST_SEED), held_out)
         train = grammar.sample(np.random.default_rng(TRAIN_SEED), count)
         source, longest = "the grammar of experiments/stories", grammar.longest_stories()
     if data.tokenizer != "words":
@@ -80,8 +81,8 @@ def load(data: ConfigDict, count: int) -> Corpus:
     else:
         vocabulary = Words(grammar.WORDS)
     slots = lengths(encode(longest, vocabulary))
-    test_tokens, train_tokens = (in_slots(encode(s, vocabulary), slots, vocabulary.pad) for s in (test, train[:count]))
-    return Corpus(vocabulary, test, test_tokens, train_tokens, source)
+    tokens = [in_slots(encode(stories, vocabulary), slots, vocabulary.pad) for stories in (test, train[:count])]
+    return Corpus(vocabulary, test, tokens[0], tokens[1], source)
 
 
 def read(path: Path) -> list[Story]:

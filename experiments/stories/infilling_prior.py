@@ -1,5 +1,7 @@
 """The prior p(z | x): a masked diffusion over the fourth sentence that knows the first three, and never the fifth."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
@@ -21,7 +23,8 @@ def denoise(
 ) -> Float[Array, "B L V"]:
     """Output at the middle of the text ``before, z`` (``after``), of which z alone may be masked."""
     text = jnp.concatenate([before, z] if after is None else [before, z, after], axis=1)
-    return net.apply({"params": params}, text, t, (before.shape[1], z.shape[1]))
+    found: Any = net.apply({"params": params}, text, t, (before.shape[1], z.shape[1]))
+    return found
 
 
 def init(net: MaskedTransformer, key: Array) -> PyTree:

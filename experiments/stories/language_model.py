@@ -1,5 +1,7 @@
 """The reward p(y | x, z): a causal language model, exact on the tokens of the ending and on nothing else."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -24,8 +26,9 @@ def closed_up(
 
 def log_probs(net: CausalTransformer, params: PyTree, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
     """Log-probability of each token given those before it; the first is given, and has 0."""
-    logits = net.apply({"params": params}, tokens)[:, :-1].astype(jnp.float32)
-    found = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
+    logits: Any = net.apply({"params": params}, tokens)
+    law = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+    found = jnp.take_along_axis(law, tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.pad(found, ((0, 0), (1, 0)))
 
 

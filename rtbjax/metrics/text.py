@@ -1,6 +1,7 @@
 """Texts as lists of words: how near they are to a reference, and how much they repeat themselves."""
 
 from collections.abc import Sequence
+from typing import Any
 
 Words = Sequence[str]
 
@@ -34,5 +35,5 @@ def distinct(texts: Sequence[Words], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: list[Any]) -> float:
     return sum(values) / len(values)

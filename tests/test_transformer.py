@@ -78,8 +78,14 @@ def test_a_span_is_a_part_of_the_whole(masked, key):
     np.testing.assert_allclose(net.apply(params, tokens, jnp.float32(0.3), (2, 3)), whole[:, 2:5], atol=1e-5)
 
 
-def test_a_zero_head_starts_at_zero(key):
-    net = MaskedTransformer(**SIZES, zero_head=True)
-    tokens = jax.random.randint(key, (3, 6), 0, 12)
-    logits, _ = net.init_with_output(key, tokens, jnp.float32(0.3))
-    assert not np.asarray(logits).any()
+def test_a_context_reaches_every_position_and_its_order_does_not_matter(key):
+    net = MaskedTransformer(**SIZES)
+    tokens, context = jnp.zeros((2, 6), jnp.int32), jnp.array([[1, 2, 3], [4, 5, 6]])
+    params = randomised(net.init(key, tokens, jnp.float32(0.3), None, context), key)
+
+    def logits(context):
+        return net.apply(params, tokens, jnp.float32(0.3), None, context)
+
+    other = logits(context.at[:, 0].set(7))
+    assert (np.abs(other - logits(context)).max(axis=(0, 2)) > 1e-3).all()
+    np.testing.assert_allclose(logits(context[:, ::-1]), logits(context), atol=1e-5)

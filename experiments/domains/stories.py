@@ -61,9 +61,9 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def prior_network(config: ConfigDict, found: Corpus, *, zero_head: bool = False) -> MaskedTransformer:
+def prior_network(config: ConfigDict, found: Corpus) -> MaskedTransformer:
     p = config.prior
-    return MaskedTransformer(found.vocabulary.size, p.width, p.depth, p.heads, zero_head)
+    return MaskedTransformer(found.vocabulary.size, p.width, p.depth, p.heads)
 
 
 def reward_network(config: ConfigDict, found: Corpus) -> CausalTransformer:
@@ -152,11 +152,12 @@ def fit_reward(config: ConfigDict, found: Corpus, key: Array, workdir: Path) -> 
 
 def make_posterior(config: ConfigDict, found: Corpus, prior: Policy, key: Array) -> Policy:
     """The prior's output plus that of a copy of its network which also reads the ending, and starts at zero."""
-    net = prior_network(config, found, zero_head=True)
-    copy = Policy(
-        infilling_prior.with_zero_head(prior.params),
-        lambda params, z, t, cond: infilling_prior.denoise(net, params, z, t, cond["before"], cond["after"]),
-    )
+    net = prior_network(config, found)
+
+    def read_all(params, z, t, cond):
+        return infilling_prior.denoise(net, params, z, t, cond["before"], cond["after"], context=cond["after"])
+
+    copy = Policy(infilling_prior.correction(net, prior.params, key), read_all)
     learner = copy
     if config.posterior.kind == "lora":
         learner = posterior.lora(key, copy, config.posterior.rank, select=config.posterior.select)

@@ -20,10 +20,11 @@ def denoise(
     t: Float[Array, "*B"],
     before: Int[Array, "B X"],
     after: Int[Array, "B Y"] | None = None,
+    context: Int[Array, "B Y"] | None = None,
 ) -> Float[Array, "B L V"]:
     """Output at the middle of the text ``before, z`` (``after``), of which z alone may be masked."""
     text = jnp.concatenate([before, z] if after is None else [before, z, after], axis=1)
-    found: Any = net.apply({"params": params}, text, t, (before.shape[1], z.shape[1]))
+    found: Any = net.apply({"params": params}, text, t, (before.shape[1], z.shape[1]), context)
     return found
 
 
@@ -72,6 +73,8 @@ def bound(
     return float(values.mean()), float(values.std(ddof=1) / draws**0.5)
 
 
-def with_zero_head(params: PyTree) -> PyTree:
-    """A copy whose output is zero, to be added to that of the original."""
-    return params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
+def correction(net: MaskedTransformer, params: PyTree, key: Array) -> PyTree:
+    """A copy that also takes a context, and whose output is zero, to be added to that of the original."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    fresh = net.init(key, tokens, jnp.float32(0.0), None, tokens)["params"]
+    return params | {"context": fresh["context"], "head": jax.tree.map(jnp.zeros_like, params["head"])}

@@ -79,22 +79,35 @@ class MaskedTransformer(nn.Module):
       width: of the residual stream.
       depth: number of blocks.
       heads: of each.
-      zero_head: whether the output starts at zero.
     """
 
     vocab_size: int
     width: int
     depth: int
     heads: int
-    zero_head: bool = False
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B L"], t: Float[Array, "*B"], span: tuple[int, int] | None = None
+        self,
+        tokens: Int[Array, "B L"],
+        t: Float[Array, "*B"],
+        span: tuple[int, int] | None = None,
+        context: Int[Array, "B K"] | None = None,
     ) -> Float[Array, "B l V"]:
-        """Logits at the positions ``span = (start, length)``, at all if None, at time t (a scalar, or one each)."""
+        """Logits of the clean tokens.
+
+        Args:
+          tokens: with masks.
+          t: a scalar, or one of each sample.
+          span: start and number of the positions wanted, all if None.
+          context: tokens whose embeddings, summed, modulate the norms as time does: the shortest way from what they say
+            to every logit.
+        """
         h = nn.Embed(self.vocab_size + 1, self.width, name="tokens")(tokens)
-        time = nn.silu(TimeEmbedding(self.width, name="time")(t.reshape(-1)))[:, None]
+        time = TimeEmbedding(self.width, name="time")(t.reshape(-1))
+        if context is not None:
+            time = time + jnp.sum(nn.Embed(self.vocab_size, self.width, name="context")(context), axis=1)
+        time = nn.silu(time)[:, None]
         for number in range(self.depth):
             h = Block(self.heads, name=f"block_{number}")(h, time=time)
         if span is not None:
@@ -102,8 +115,7 @@ class MaskedTransformer(nn.Module):
         changes = nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, name="modulation")(time)
         shift, scale = jnp.split(changes, 2, axis=-1)
         h = nn.LayerNorm(use_bias=False, use_scale=False)(h) * (1.0 + scale) + shift
-        init = nn.initializers.zeros if self.zero_head else nn.linear.default_kernel_init
-        return nn.Dense(self.vocab_size, kernel_init=init, name="head")(h)
+        return nn.Dense(self.vocab_size, name="head")(h)
 
 
 class CausalTransformer(nn.Module):

@@ -126,7 +126,11 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
             )
     none = np.zeros((0, *domain.event_shape), domain.dtype)
     samples = np.stack([np.concatenate(parts)[:count] if parts else none for parts in kept])
-    exact = Exact(samples, tuple(from_prior(np.concatenate(parts), beta) for parts in log_rewards))
+    estimates = [from_prior(np.concatenate(parts), beta) for parts in log_rewards]
+    if domain.log_bound is not None and domain.conditions is not None:
+        # Each took another number; their mean has one source.
+        estimates = [estimate._replace(source="the prior samples that rejection took") for estimate in estimates]
+    exact = Exact(samples, tuple(estimates))
     _write(cache_file(config, domain), exact, domain)
     return exact
 

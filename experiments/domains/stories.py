@@ -206,11 +206,13 @@ def make_log_reward(config: ConfigDict, found: Corpus, params: PyTree):
     return log_reward
 
 
-def make_baselines(config: ConfigDict, found: Corpus, process: Process, prior: Policy, reward: PyTree, evaluated: Any):
+def make_baselines(
+    config: ConfigDict, found: Corpus, process: Process, prior: Policy, reward: PyTree, log_reward, evaluated: Any
+):
     """Sets of infills of the evaluated stories without fine-tuning: ``count -> {name: i32[N, count, L]}``.
 
     ``clamped`` is the prior with the ending laid behind the infill, where it has never seen one; ``autoregressive`` is
-    the language model's continuation of the beginning.
+    the language model's continuation of the beginning; ``best_of`` the best of ``eval.best_of`` draws of the prior.
     """
     net, head = prior_network(config, found), config.prior.head
     writer, vocabulary = reward_network(config, found), found.vocabulary
@@ -222,20 +224,30 @@ def make_baselines(config: ConfigDict, found: Corpus, process: Process, prior: P
             head, infilling_prior.denoise(net, params, z, t, cond["before"], cond["after"]), t
         )
 
+    def drawn(key, policy, cond):
+        return rollout(key, process, policy, shape=(len(cond["before"]), length), cond=cond).xs[-1]
+
     def clamped(key, cond):
-        shape = (len(cond["before"]), length)
-        return rollout(key, process, prior.replace(apply_fn=read_both), shape=shape, cond=cond).xs[-1]
+        return drawn(key, prior.replace(apply_fn=read_both), cond)
 
     def autoregressive(key, cond):
         return baselines.autoregressive(key, writer, reward, (cond["before"],), length, **marks)
 
+    def best_of(key, cond):
+        count = config.eval.best_of
+        repeated = jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), cond)
+        x = drawn(key, prior, repeated)
+        return baselines.best_of(count, x, log_reward(x, repeated))
+
     def draw(count: int) -> Samples:
-        key, stories = stream(config.seed, "baselines"), range(config.eval.stories)
-        conds = [rows(evaluated, np.full(count, story)) for story in stories]
-        return {
-            run.__name__: np.stack([jax.jit(run)(jax.random.fold_in(key, story), conds[story]) for story in stories])
-            for run in (clamped, autoregressive)
-        }
+        key, runs = stream(config.seed, "baselines"), (clamped, autoregressive, best_of)
+        sets = {run.__name__: [] for run in runs}
+        for run in runs:
+            once = jax.jit(run)
+            for story in range(config.eval.stories):
+                cond = rows(evaluated, np.full(count, story))
+                sets[run.__name__].append(once(jax.random.fold_in(key, story), cond))
+        return {name: np.stack(of_stories) for name, of_stories in sets.items()}
 
     return draw
 
@@ -275,8 +287,7 @@ def build(config: ConfigDict) -> Domain:
         found.test[:shown],
         found.vocabulary,
         log_reward_of,
-        make_baselines(config, found, process, prior, reward, conditions.evaluated),
-        best_of=config.eval.best_of,
+        make_baselines(config, found, process, prior, reward, log_reward, conditions.evaluated),
         grammar=not config.data.path,
         seed=config.seed,
     )

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from experiments.stories import language_model
@@ -48,12 +47,7 @@ def autoregressive(
     return drawn.T
 
 
-def best_of(
-    n: int, x: Int[np.ndarray, "N m L"], log_r: Float[np.ndarray, "N m"]
-) -> tuple[Int[np.ndarray, "N m/n L"], Float[np.ndarray, "N m/n"]]:
-    """Of every n infills of a story in turn that of the highest log r, and its log r; what is left over is not used."""
-    stories, groups = x.shape[0], x.shape[1] // n
-    x, log_r = x[:, : groups * n], log_r[:, : groups * n].reshape(stories, groups, n)
-    best = log_r.argmax(axis=2)
-    chosen = np.take_along_axis(x.reshape(stories, groups, n, -1), best[..., None, None], axis=2)[:, :, 0]
-    return chosen, np.take_along_axis(log_r, best[..., None], axis=2)[..., 0]
+def best_of(n: int, x: Int[Array, "m L"], log_r: Float[Array, " m"]) -> Int[Array, "m/n L"]:
+    """Of every n infills in turn that of the highest log r; n must divide their number."""
+    groups = log_r.reshape(-1, n)
+    return x[jnp.arange(len(groups)) * n + jnp.argmax(groups, axis=1)]

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 from experiments import hosts
 from experiments.plots import plt
 from experiments.stories import slots
-from experiments.stories.baselines import best_of
 from experiments.stories.corpus import Story
 from experiments.stories.words import Vocabulary, split
 from rtbjax.metrics import text
@@ -32,7 +31,6 @@ class Evaluation:
         log_reward: LogReward,
         baselines: Baselines,
         *,
-        best_of: int,
         grammar: bool,
         seed: int,
     ):
@@ -43,12 +41,11 @@ class Evaluation:
           vocabulary: of the infills.
           log_reward: log r of infills of a story, by its number.
           baselines: sets of so many infills of each story, by name.
-          best_of: how many of the prior's infills the best is taken of.
           grammar: whether the stories are the grammar's.
           seed: of exact samples.
         """
         self._stories, self._vocabulary, self._log_reward = stories, vocabulary, log_reward
-        self._baselines, self._best_of, self._grammar, self._seed = baselines, best_of, grammar, seed
+        self._baselines, self._grammar, self._seed = baselines, grammar, seed
 
     def read(self, x: Int[Array, "N n L"]) -> Infills:
         """The texts of infills."""
@@ -64,7 +61,6 @@ class Evaluation:
         """
         samples = samples | self._baselines(samples["rtb"].shape[1])
         log_r = {name: self._rewards(x) for name, x in samples.items()}
-        samples["best_of"], log_r["best_of"] = best_of(self._best_of, samples["prior"], log_r["prior"])
         texts = {name: self.read(x) for name, x in samples.items()}
         hosts.say("\n".join(self._report(texts, log_r)))
         found = {name: {"log_reward": log_r[name].mean()} for name in samples}

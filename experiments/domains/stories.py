@@ -160,7 +160,9 @@ def make_posterior(config: ConfigDict, found: Corpus, prior: Policy, key: Array)
     copy = Policy(infilling_prior.correction(net, prior.params, key), read_all)
     learner = copy
     if config.posterior.kind == "lora":
-        learner = posterior.lora(key, copy, config.posterior.rank, select=config.posterior.select)
+        learner = posterior.lora(
+            jax.random.fold_in(key, 1), copy, config.posterior.rank, select=config.posterior.select
+        )
     return posterior.correction(
         learner.params,
         lambda params, z, t, cond, _: learner.apply_fn(params, z, t, cond),
@@ -240,14 +242,14 @@ def make_baselines(
         return baselines.best_of(count, x, log_reward(x, repeated))
 
     def draw(count: int) -> Samples:
-        key, runs = stream(config.seed, "baselines"), (clamped, autoregressive, best_of)
-        sets = {run.__name__: [] for run in runs}
-        for run in runs:
-            once = jax.jit(run)
-            for story in range(config.eval.stories):
-                cond = rows(evaluated, np.full(count, story))
-                sets[run.__name__].append(once(jax.random.fold_in(key, story), cond))
-        return {name: np.stack(of_stories) for name, of_stories in sets.items()}
+        key, stories = stream(config.seed, "baselines"), range(config.eval.stories)
+        conds = [rows(evaluated, np.full(count, story)) for story in stories]
+        runs = {"clamped": clamped, "autoregressive": autoregressive, "best_of": best_of}
+        jitted = {name: jax.jit(run) for name, run in runs.items()}
+        return {
+            name: np.stack([run(jax.random.fold_in(key, story), conds[story]) for story in stories])
+            for name, run in jitted.items()
+        }
 
     return draw
 

@@ -124,19 +124,23 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
                 f"Only {have.min()} of {count} exact samples after {MAX_BATCHES * settings.batch_size} prior samples: "
                 "r is too rare under the prior; lower config.eval.exact_samples."
             )
-    none = np.zeros((0, *domain.event_shape), np.float32)
+    none = np.zeros((0, *domain.event_shape), domain.dtype)
     samples = np.stack([np.concatenate(parts)[:count] if parts else none for parts in kept])
-    exact = Exact(samples, tuple(from_prior(np.concatenate(parts), beta) for parts in log_rewards))
+    estimates = [from_prior(np.concatenate(parts), beta) for parts in log_rewards]
+    if domain.log_bound is not None and domain.conditions is not None:
+        # Each took another number; their mean has one source.
+        estimates = [estimate._replace(source="the prior samples that rejection took") for estimate in estimates]
+    exact = Exact(samples, tuple(estimates))
     _write(cache_file(config, domain), exact, domain)
     return exact
 
 
-def storage(domain: Domain) -> type[np.floating]:
+def storage(domain: Domain) -> np.dtype:
     """Half precision for images, where it is a thousandth of the range of a pixel and lets a set be shipped.
 
-    Coordinates of other samples are kept as they are: half precision would move a point at 10 by up to 0.004.
+    Other samples are kept as they are: half precision would move a coordinate of 10 by up to 0.004.
     """
-    return np.float16 if len(domain.event_shape) == 3 else np.float32
+    return np.dtype(np.float16) if len(domain.event_shape) == 3 else domain.dtype
 
 
 def _write(path: Path, exact: Exact, domain: Domain) -> None:
@@ -162,4 +166,4 @@ def _read(path: Path, count: int, domain: Domain) -> Exact:
     estimates = tuple(
         Estimate(float(z), (float(low), float(high)), str(s)) for (z, low, high), s in zip(log_z, source, strict=True)
     )
-    return Exact(samples.astype(np.float32), estimates)
+    return Exact(samples.astype(domain.dtype), estimates)

@@ -115,7 +115,7 @@ class Proposal:
     def blank(self) -> Buffers:
         """Empty buffers, whole on every device from the start, so that every step is one and the same program."""
         number = jax.ShapeDtypeStruct((), jnp.float32)
-        end = {"x0": jax.ShapeDtypeStruct(self._domain.event_shape, jnp.float32), "log_reward": number}
+        end = {"x0": jax.ShapeDtypeStruct(self._domain.event_shape, self._domain.dtype), "log_reward": number}
         visited = replay.init(end, self._settings.capacity) if self._paths["replay"] else None
         if self._domain.conditions is not None:
             count = self._domain.conditions.count

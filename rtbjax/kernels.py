@@ -115,3 +115,57 @@ class Categorical(NamedTuple):
     def widen(self, amount: Float[Array, ""]) -> "Categorical":
         """Tempers by ``1 / (1 + amount)``; classes of probability 0 keep it."""
         return Categorical(jax.nn.log_softmax(self.log_probs / (1.0 + amount), axis=-1))
+
+
+class Reveal(NamedTuple):
+    """Reveals one masked position of ``x[B, L]``, uniformly chosen, by its categorical ``log_probs[B, L, V]``.
+
+    The mask is the id V. Where nothing is masked, nothing happens.
+    """
+
+    log_probs: Array
+    x: Array
+
+    @property
+    def _masked(self) -> Array:
+        return self.x == self.log_probs.shape[-1]
+
+    @property
+    def _count(self) -> Array:
+        return jnp.sum(self._masked, axis=-1)
+
+    def sample(self, keys: PRNGKey) -> Array:
+        def one(key, log_probs, x, masked):
+            place_key, token_key = jax.random.split(key)
+            place = jax.random.categorical(place_key, jnp.where(masked, 0.0, -jnp.inf))
+            token = jax.random.categorical(token_key, log_probs[place]).astype(x.dtype)
+            return jnp.where(masked & (jnp.arange(x.shape[0]) == place), token, x)
+
+        return jax.vmap(one)(keys, self.log_probs, self.x, self._masked)
+
+    def _revealed(self, x: Array) -> tuple[Array, Array]:
+        """Log-probability of what ``x`` tells at each newly revealed position, 0 elsewhere; and which these are."""
+        new = self._masked & (x != self.x)
+        token = jnp.where(new, x, 0)
+        found = jnp.take_along_axis(self.log_probs, token[..., None], axis=-1)[..., 0].astype(jnp.float32)
+        return jnp.where(new, found, 0.0), new
+
+    def log_prob(self, x: Array) -> Float[Array, " B"]:
+        log_probs, new = self._revealed(x)
+        count = self._count
+        possible = (jnp.sum(new, axis=-1) == jnp.minimum(count, 1)) & jnp.all(new | (x == self.x), axis=-1)
+        total = _sum_event(log_probs) - jnp.log(jnp.maximum(count, 1).astype(jnp.float32))
+        return jnp.where(possible, total, -jnp.inf)
+
+    def log_ratio(self, other: "Reveal", x: Array) -> Float[Array, " B"]:
+        """Of the tokens alone: both laws choose positions alike. 0 for a step that is impossible under both."""
+        return _sum_event(self._revealed(x)[0] - other._revealed(x)[0])
+
+    def kl(self, other: "Reveal") -> Float[Array, " B"]:
+        each = jax.vmap(lambda mine, theirs: Categorical(mine).kl(Categorical(theirs)), in_axes=1, out_axes=1)
+        apart = each(self.log_probs[:, :, None], other.log_probs[:, :, None])
+        return _sum_event(jnp.where(self._masked, apart, 0.0)) / jnp.maximum(self._count, 1).astype(jnp.float32)
+
+    def widen(self, amount: Float[Array, ""]) -> "Reveal":
+        """Tempers the tokens by ``1 / (1 + amount)``; positions stay uniform."""
+        return self._replace(log_probs=Categorical(self.log_probs).widen(amount).log_probs)

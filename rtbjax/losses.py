@@ -1,6 +1,7 @@
 """Losses over paths: arrays in, one number per path out. None of them sees a network.
 
-All but `steering`, which is about one step, take ``log_ratio``: ``sum_i [log p_prior - log p_post]`` of each path,
+All but `steering`, which is about one step, and the two that train priors over tokens, `masked_elbo` and
+`score_entropy`, take ``log_ratio``: ``sum_i [log p_prior - log p_post]`` of each path,
 ``f32[B]``, whose gradient is minus that of the posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it
 cheap). In them ``beta`` is the exponent of r, and means over the batch are means over all shards where ``axis_name``,
 the mesh axis it is split over under ``shard_map``, is given. Arrays of different shapes raise.
@@ -9,7 +10,7 @@ the mesh axis it is split over under ``shard_map``, is given. Arrays of differen
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rtbjax.types import AxisName
 
@@ -124,3 +125,46 @@ def steering(score: Array, gradient: Array, std: Float[Array, ""]) -> Float[Arra
     chex.assert_rank(std, 0)
     distance = jnp.sum((score - gradient) ** 2, axis=tuple(range(1, score.ndim)))
     return 0.5 * std**2 * distance
+
+
+def masked_elbo(
+    logits: Float[Array, "B L V"], x0: Int[Array, "B L"], masked: Bool[Array, "B L"], mask_rate: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """MDLM's bound on ``-log p(x0)`` in continuous time (Sahoo et al. 2024, eq. 10), in nats, at one mask rate.
+
+    For a mask rate uniform in (0, 1) its expectation is the bound, whatever the schedule: mask rates are how far a
+    chain has come. Of conditionals of one joint law the bound is that law's own ``-log p(x0)``.
+
+    Args:
+      logits: of the clean tokens.
+      x0: data.
+      masked: where the network saw the mask; it counts there alone.
+      mask_rate: the probability with which tokens were masked.
+    """
+    chex.assert_equal_shape([x0, masked, logits[..., 0]])
+    chex.assert_equal_shape([mask_rate, x0[:, 0]])
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), x0[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(masked, log_p, 0.0), axis=-1) / mask_rate
+
+
+def score_entropy(
+    log_score: Float[Array, "B L V"], x0: Int[Array, "B L"], masked: Bool[Array, "B L"], mask_rate: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """SEDD's denoising score entropy for masked tokens (Lou et al. 2024, eq. 9 and sec. 3.3), in nats.
+
+    A bound on ``-log p(x0)`` as `masked_elbo` is, and equal to it where the scores of a position sum to what they
+    should: ``p(v) / p(mask) = p(v | the rest) (1 - m) / m``.
+
+    Args:
+      log_score: log of ``p(v) / p(mask)``.
+      x0: data.
+      masked: where the network saw the mask; it counts there alone.
+      mask_rate: m, below 1.
+    """
+    chex.assert_equal_shape([x0, masked, log_score[..., 0]])
+    chex.assert_equal_shape([mask_rate, x0[:, 0]])
+    log_score, rate = log_score.astype(jnp.float32), mask_rate[:, None]
+    ratio = (1.0 - rate) / rate
+    own = jnp.take_along_axis(log_score, x0[..., None], axis=-1)[..., 0]
+    entropy = jnp.sum(jnp.exp(log_score), axis=-1) - ratio * own + ratio * (jnp.log(ratio) - 1.0)
+    return jnp.sum(jnp.where(masked, entropy, 0.0), axis=-1) / (1.0 - mask_rate)

@@ -51,6 +51,7 @@ METRICS = {
         "names": ("log_reward", "diversity", "frechet_to_exact", "accuracy"),
     },
     "control": {"sets": ("prior", "rtb"), "names": ("q",)},
+    "stories": {"sets": ("prior", "rtb"), "names": ("log_reward", "distinct_1", "distinct_2")},
 }
 
 

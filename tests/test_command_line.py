@@ -30,7 +30,10 @@ def call(*arguments):
         (["--config=configs/gmm.py:huge"], "no variant 'huge'"),
         (["--config=configs/nope.py"], "configs/nope.py cannot be loaded"),
         ([], "--config is required"),
-        (["--config=configs/gmm.py", "--config.domain=audio"], "must be one of gmm, images, control, got 'audio'"),
+        (
+            ["--config=configs/gmm.py", "--config.domain=audio"],
+            "must be one of gmm, images, control, stories, got 'audio'",
+        ),
         (["--config=configs/gmm.py", "--config.prior.weights=none", "--workdir={tmp}/runs/w"], "no weights file"),
         (["--config=configs/gmm.py", "--mode=evaluate", "--workdir={tmp}/runs/w"], "train it first"),
         (["--config=configs/gmm.py", "--workdir={tmp}/claimed"], "--workdir={tmp}/claimed-2"),

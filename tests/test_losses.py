@@ -1,5 +1,7 @@
 """Losses by relations: exact expectations over an enumerated chain, and two paths by hand."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,3 +188,56 @@ def test_steering_has_the_gradient_of_the_divergence_from_the_exact_step(i, key)
     np.testing.assert_allclose(
         losses.steering(score, -2.0 * score, prior.std), step(score).kl(step(-2.0 * score)), rtol=1e-4
     )
+
+
+def masked_expectation(loss, joint, x0, *, rates=64):
+    """E over the mask rate, uniform in (0, 1), and over masks, of a loss that sees a perfect network.
+
+    By Gauss-Legendre quadrature and enumeration; ``joint`` is the law of the tokens, one axis each.
+    """
+    length, size = joint.ndim, joint.shape[0]
+    nodes, weights = np.polynomial.legendre.leggauss(rates)
+    total = 0.0
+    for masked in itertools.product((False, True), repeat=length):
+        seen = joint[tuple(slice(None) if hidden else slice(v, v + 1) for hidden, v in zip(masked, x0, strict=True))]
+        logits = np.zeros((length, size))
+        for position in range(length):
+            others = tuple(axis for axis in range(length) if axis != position)
+            law = seen.sum(others)
+            logits[position] = np.log(law / law.sum()) if law.size == size else 0.0
+        for node, weight in zip((nodes + 1.0) / 2.0, weights / 2.0, strict=True):
+            chance = node ** sum(masked) * (1.0 - node) ** (length - sum(masked))
+            value = loss(jnp.float32(logits)[None], jnp.array([x0]), jnp.array([masked]), jnp.float32([node]))
+            total += weight * chance * float(value[0])
+    return total
+
+
+def scored(logits, x0, masked, rate):
+    """`losses.score_entropy` of the scores that a perfect network would give."""
+    ratio = (1.0 - rate) / rate
+    return losses.score_entropy(logits + jnp.log(ratio)[:, None, None], x0, masked, rate)
+
+
+@pytest.mark.parametrize("loss", [losses.masked_elbo, scored], ids=["mdlm", "sedd"])
+def test_the_bounds_of_a_perfect_network_are_tight(loss):
+    """The expectation of either loss is the entropy of the very tokens, for every value of them."""
+    joint = np.exp(np.random.default_rng(0).normal(size=(3, 3)))
+    joint /= joint.sum()
+    for x0 in ((0, 0), (1, 2), (2, 1)):
+        assert masked_expectation(loss, joint, x0) == pytest.approx(-np.log(joint[x0]), abs=1e-4)
+
+
+def test_score_entropy_is_least_at_the_true_scores():
+    """In expectation over the clean token; its own excess is at least 0, and 0 nowhere else."""
+    law, rate = np.array([0.2, 0.5, 0.3]), 0.4
+    true = np.log(law * (1.0 - rate) / rate)
+
+    def expected(log_score):
+        tokens, masked = jnp.arange(3)[:, None], jnp.ones((3, 1), jnp.bool_)
+        scores = jnp.broadcast_to(jnp.float32(log_score), (3, 1, 3))
+        return float(law @ np.asarray(losses.score_entropy(scores, tokens, masked, jnp.full(3, rate))))
+
+    gradient = [(expected(true + step) - expected(true - step)) / 2e-2 for step in 1e-2 * np.eye(3)]
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-3)
+    for step in 0.3 * np.concatenate([np.eye(3), -np.eye(3), np.ones((1, 3))]):
+        assert expected(true + step) > expected(true) + 1e-3

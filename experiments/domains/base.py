@@ -118,6 +118,16 @@ class Domain:
         return 1 if self.conditions is None else len(self.conditions.names)
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of a sample, as the process draws it: int32 for tokens."""
+        shape = (1, *self.event_shape)
+        start = jax.eval_shape(
+            lambda key: self.process.init(jax.random.split(key, 1), shape, self.evaluated(np.zeros(1, int))),
+            jax.random.key(0),
+        )
+        return np.dtype(start.dtype)
+
+    @property
     def log_z(self) -> LogZ:
         """The conditional log Z.
 

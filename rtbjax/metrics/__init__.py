@@ -1,3 +1,4 @@
 """What to measure about samples."""
 
 from rtbjax.metrics import distances as distances
+from rtbjax.metrics import text as text

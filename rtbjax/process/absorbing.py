@@ -3,7 +3,7 @@
 States are int32 token ids ``[B, L]``; the mask is the id ``vocab_size``. With m_i the probability that a token of
 ``xs[i]`` is masked, step i reveals each masked token independently; revealed tokens never change. A chain of T steps
 that reveals several tokens at once treats them as independent given ``xs[i]``: a floor of order 1/T in path-KL for any
-reward that couples positions.
+reward that couples positions. `one_by_one` is its limit of many steps, in which no two tokens meet.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from rtbjax.kernels import Categorical
+from rtbjax.kernels import Categorical, Reveal
 from rtbjax.process import Process
 from rtbjax.types import LearnedStd, Steered
 
@@ -72,11 +72,7 @@ def absorbing(
         return jnp.where(jax.nn.one_hot(x, vocab_size + 1, dtype=jnp.bool_), 0.0, -jnp.inf)
 
     def reverse(output, x, i):
-        if isinstance(output, (Steered, LearnedStd)):
-            kind = type(output).__name__
-            raise TypeError(
-                f"A masked process takes logits [B, L, V]; {kind} changes a Gaussian step, of which it has none."
-            )
+        check_output(output)
         return Categorical(jnp.where((x == mask_id)[..., None], masked_log_probs(output, i), certain(x)))
 
     def target(x0, x, i):
@@ -112,4 +108,59 @@ def absorbing(
         marginal=marginal,
         denoise=lambda output, x, i: jnp.where(x == mask_id, jnp.argmax(output, axis=-1).astype(jnp.int32), x),
         target=target,
+    )
+
+
+def check_output(output: Any) -> None:
+    """Raises a TypeError on what only a Gaussian step can make use of."""
+    if isinstance(output, (Steered, LearnedStd)):
+        kind = type(output).__name__
+        raise TypeError(
+            f"A masked process takes logits [B, L, V]; {kind} changes a Gaussian step, of which it has none."
+        )
+
+
+def one_by_one(length: int, vocab_size: int) -> Process:
+    """Masked diffusion seen only where something happens: each of L steps reveals one token, at a random place.
+
+    When a token of a masked diffusion is revealed does not depend on what it is, so that its states at the moments of
+    reveals are this chain, whatever the schedule and without any error of discretisation (the first-hitting sampler of
+    Zheng et al. 2024). Prior and posterior choose places alike. Of a prior whose conditionals are those of one law of
+    the tokens, the posterior's path law is again such a chain: there is no floor.
+
+    Args:
+      length: L, all of which are masked at first.
+      vocab_size: V, the number of real tokens; the network outputs ``[B, L, V]``, logits or log scores of either head
+        of `absorbing`, and is told the share of masked tokens.
+    """
+
+    def count(i):
+        """Masked tokens of ``xs[i]``."""
+        return length - i
+
+    def highest(keys, allowed, number):
+        """``number`` of the allowed places at random."""
+        draw = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
+        rank = jnp.argsort(jnp.argsort(jnp.where(allowed, -draw, 1.0), axis=1), axis=1)
+        return rank < number
+
+    def hide(keys, x, number):
+        return jnp.where(highest(keys, x != vocab_size, number), jnp.int32(vocab_size), x)
+
+    def reverse(output, x, i):
+        check_output(output)
+        return Reveal(jax.nn.log_softmax(output.astype(jnp.float32)), x)
+
+    def certain(x0):
+        return jnp.where(jax.nn.one_hot(x0, vocab_size, dtype=jnp.bool_), 0.0, -jnp.inf)
+
+    return Process(
+        num_steps=length,
+        init=lambda keys, shape, cond: jnp.full(shape, vocab_size, jnp.int32),
+        time=lambda i: count(i).astype(jnp.float32) / length,
+        reverse=reverse,
+        forward=lambda keys, x, i, cond: hide(keys, x, 1),
+        marginal=lambda keys, x0, i, cond: hide(keys, x0, count(i)),
+        denoise=lambda output, x, i: jnp.where(x == vocab_size, jnp.argmax(output, axis=-1).astype(jnp.int32), x),
+        target=lambda x0, x, i: Reveal(certain(x0), x),
     )

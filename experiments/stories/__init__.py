@@ -1,0 +1,1 @@
+"""Story infilling: stories, their words, and what an infill says."""

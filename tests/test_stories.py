@@ -1,0 +1,299 @@
+"""The domain of stories: its prior and posterior, its metrics, a run of it."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shrunk import changed
+
+from configs.stories import get_config
+from experiments import run, weights
+from experiments.data import DataError
+from experiments.domains import stories
+from experiments.errors import ConfigError
+from experiments.stories import corpus, grammar, infilling_prior
+from rtbjax import absorbing, rollout
+from rtbjax.schedules import linear_mask_rate
+
+
+def pretrained(config, folder):
+    """The config with networks that were trained for no longer than it takes to make their files."""
+    for what in ("prior", "reward"):
+        stories.pretrain(changed(config, pretrain__what=what), folder / what)
+        (path,) = (folder / what).glob("*.safetensors")
+        config = changed(config, **{f"{what}__weights": str(path)})
+    return config
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return changed(
+        get_config("smoke"),
+        devices=1,
+        data__stories=500,
+        **{
+            f"{section}__{name}": size
+            for section in ("prior", "reward")
+            for name, size in (("width", 16), ("depth", 1))
+        },
+        posterior__rank=2,
+        pretrain__steps=50,
+        pretrain__batch_size=32,
+        eval__exact_samples=2,
+        eval__exact_cache=str(tmp_path_factory.mktemp("exact")),
+    )
+
+
+@pytest.fixture(scope="module")
+def config(small, tmp_path_factory):
+    return pretrained(small, tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(scope="module")
+def domain(config):
+    return stories.build(config)
+
+
+def conditions(domain, count):
+    return jax.tree.map(lambda a: a[:count], domain.conditions.values)
+
+
+def paths(domain, key, cond):
+    count = len(cond["before"])
+    roll = jax.jit(
+        lambda key, prior, learner: rollout(
+            key, domain.process, prior, learner, shape=(count, *domain.event_shape), cond=cond
+        )
+    )
+    return roll(key, domain.prior, domain.posterior)
+
+
+@pytest.mark.parametrize(
+    "kind, reveals", [("correction", "one_by_one"), ("lora", "one_by_one"), ("correction", "independent")]
+)
+def test_every_posterior_starts_as_the_prior(kind, reveals, config, key):
+    steps = 8 if reveals == "one_by_one" else 3
+    built = stories.build(
+        changed(config, posterior__kind=kind, process__reveals=reveals, process__num_steps=steps, objective__chunk=1)
+    )
+    found = paths(built, key, conditions(built, 16))
+    np.testing.assert_allclose(found.log_ratio, 0.0, atol=1e-5)
+    assert found.xs.dtype == jnp.int32 and (found.xs[0] == found.xs.max()).all()
+    assert found.features["seen"] == ()
+
+
+@pytest.mark.parametrize("kind", ["correction", "lora"])
+def test_the_posterior_sees_beginning_and_ending_and_the_prior_no_ending(kind, config, key):
+    built = stories.build(changed(config, posterior__kind=kind))
+    cond = conditions(built, 8)
+    t = built.process.time(jnp.int32(1))
+    z = paths(built, key, cond).xs[1]
+    moved = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(key, a.shape), built.posterior.params)
+    learner = built.posterior.replace(params=moved)
+
+    def change(policy, name):
+        other = cond | {name: jnp.roll(cond[name], 1, axis=0)}
+        outputs = []
+        for c in (cond, other):
+            output = built.prior(z, t, c)
+            outputs.append(output if policy is built.prior else policy(z, t, c, built.posterior.look(output, z, t, c)))
+        return float(jnp.abs(outputs[0] - outputs[1]).max())
+
+    assert change(built.prior, "after") == 0.0 and change(built.prior, "before") > 1e-4
+    assert change(learner, "after") > 1e-4 and change(learner, "before") > 1e-4
+
+
+def test_a_calibrated_score_head_is_the_law_of_the_other_head(key):
+    """Through the process: its steps by either head, of one network's probabilities."""
+    steps, size = 5, 7
+    logits = jax.nn.log_softmax(jax.random.normal(key, (4, 3, size)))
+    z = jnp.full((4, 3), size, jnp.int32).at[:, 0].set(2)
+    laws = []
+    for head in ("mdlm", "sedd"):
+        process = absorbing(linear_mask_rate(steps), size, head=head)
+        i = jnp.int32(2)
+        laws.append(process.reverse(infilling_prior.output(head, logits, process.time(i)), z, i).log_probs)
+    np.testing.assert_allclose(jnp.exp(laws[0]), jnp.exp(laws[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["mdlm", "sedd"])
+def test_a_prior_of_either_head_learns_the_middles(head, small, tmp_path):
+    """Its bound falls far below that of guessing, and so it reports; its chain is trained on by RTB."""
+    one = changed(small, prior__head=head, pretrain__steps=400, pretrain__learning_rate=5e-3)
+    stories.pretrain(one, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    found = corpus.load(one.data, 10)
+    guessing = found.test_tokens.middle.shape[1] * np.log(found.vocabulary.size)
+    nats = weights.metadata(path)["nats_per_middle_at_most"]
+    entropy = np.mean([_surprise(story) for story in found.test])
+    assert entropy - 0.3 < nats < 0.4 * guessing
+
+
+def _surprise(story):
+    law = grammar.event_law(grammar.read(story[:3]))
+    return -np.log(law[grammar.EVENTS.index(grammar.read_event(story[3]))])
+
+
+def test_log_r_is_asked_of_the_story_itself(domain, config):
+    """Other endings are less likely after the reference than after nothing in particular, once trained a little."""
+    found = corpus.load(config.data, 20)
+    cond = stories.condition(found.test_tokens, 4)
+    log_r = domain.log_reward(jnp.asarray(found.test_tokens.middle[:4]), cond)
+    assert log_r.shape == (4,) and (np.asarray(log_r) < 0.0).all() and domain.log_bound == 0.0
+    # A middle with its padding first is the same text.
+    rolled = np.stack([np.roll(row, (row == found.vocabulary.pad).sum()) for row in found.test_tokens.middle[:4]])
+    np.testing.assert_allclose(domain.log_reward(jnp.asarray(rolled), cond), log_r, atol=1e-4)
+
+
+def test_noised_middles_are_the_stories_own(domain, config):
+    found = corpus.load(config.data, config.data.conditions)
+    np.testing.assert_array_equal(domain.conditions.examples, found.train_tokens.middle)
+    np.testing.assert_array_equal(domain.conditions.values["after"], found.train_tokens.after)
+    assert domain.conditions.count == config.data.conditions and len(domain.conditions.names) == config.eval.stories
+
+
+def test_the_metrics_tell_the_posterior_from_the_prior(domain, config):
+    """Of exact samples of the grammar's p(z | x, y), of its p(z | x), and of what tells no event."""
+    found = corpus.load(changed(config, eval__stories=4).data, 1)
+    rng, count = np.random.default_rng(0), 2_000
+
+    def tokens(events):
+        parts = [(found.vocabulary.encode(text)) for text in events]
+        return corpus.padded(parts, found.test_tokens.middle.shape[1], found.vocabulary.pad)
+
+    def drawn(law, story):
+        beginning = grammar.read(story[:3])
+        events = rng.choice(len(grammar.EVENTS), size=count, p=law)
+        return tokens([grammar.tell_event(grammar.EVENTS[event], beginning.name) for event in events])
+
+    def truth(story):
+        return grammar.posterior(grammar.read(story[:3]), grammar.read_ending(story[4]))
+
+    told = found.test[: config.eval.stories]
+    exact, again = (np.stack([drawn(truth(story), story) for story in told]) for _ in range(2))
+    prior = np.stack([drawn(grammar.event_law(grammar.read(story[:3])), story) for story in told])
+    garbage = np.full_like(exact, found.vocabulary.encode("rope")[0])
+    values = domain.evaluate({"prior": prior, "rtb": exact, "exact": garbage, "exact_again": again})
+    # Of 2,000 samples; a slot has at most 13 values.
+    assert values["rtb"]["event_tv"] < 0.04 < 0.15 < values["prior"]["event_tv"]
+    assert values["grammar"]["event_tv"] < 0.04 and values["exact"]["event_tv"] == pytest.approx(1.0)
+    assert values["rtb"]["event_tv_to_exact"] < 0.05 and values["exact"]["no_event"] == 1.0
+    assert values["rtb"]["no_event"] == values["prior"]["no_event"] == 0.0
+    assert values["rtb"]["bleu"] > values["prior"]["bleu"] > values["exact"]["bleu"]
+    assert values["rtb"]["gleu"] > values["prior"]["gleu"] > values["exact"]["gleu"]
+    assert values["exact"]["distinct_1"] < 1e-3 < values["rtb"]["distinct_1"]
+
+
+def test_an_event_of_another_person_is_none():
+    story = ("anna went to the lake .", "she wanted to swim .", "but she lost the path .", "", "")
+    assert story[0].split()[0] in grammar.SHE
+    from experiments.stories import slots
+
+    law = slots.frequencies(["a dog gave her a rope .", "a dog gave him a rope ."], "anna")
+    assert law["helper"][-1] == law["thing"][-1] == 0.5
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"posterior__kind": "full"}, ConfigError, "config.posterior.kind must be one of correction, lora"),
+        ({"prior__head": "score"}, ConfigError, "config.prior.head must be one of mdlm, sedd"),
+        ({"prior__heads": 3}, ConfigError, "config.prior.width must be a multiple of twice config.prior.heads=3"),
+        ({"eval__stories": 101}, ConfigError, "config.eval.stories must be at most config.data.test_stories=100"),
+        ({"data__conditions": 0}, ConfigError, "config.data.conditions must be at least 1, got 0"),
+        ({"steer__steps": 5}, ConfigError, "config.steer.steps must be 0"),
+        ({"process__reveals": "two"}, ConfigError, "config.process.reveals must be one of one_by_one, independent"),
+        ({"process__num_steps": 7}, ConfigError, "config.process.num_steps must be 8, the places of an infill"),
+        ({"data__path": "missing.csv"}, DataError, "There is no data file missing.csv.*columns sentence1"),
+        ({"data__tokenizer": "nowhere"}, DataError, "There is no nowhere/vocab.json"),
+        ({"prior__width": 8}, weights.WeightsError, "holds other weights than the network expects"),
+        ({"prior__head": "sedd"}, weights.WeightsError, "was trained with another head"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(changes, error, message, config):
+    with pytest.raises(error, match=message):
+        stories.build(changed(config, **changes))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "stories.csv"
+    with path.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(corpus.COLUMNS)
+        writer.writerows(grammar.sample(np.random.default_rng(7), 60))
+    return path
+
+
+def test_weights_of_another_vocabulary_of_the_same_size_are_refused(config, file):
+    """Every word that the file lacks stands in it under another name."""
+    missing = set(grammar.WORDS) - {word for story in corpus.read(file) for text in story for word in text.split()}
+    with file.open("a") as out:
+        out.writelines(f"x{word} .,a .,a .,a .,a .\n" for word in missing)
+    path = changed(config, data__path=str(file), data__min_count=1, data__test_stories=4)
+    assert corpus.load(path.data, 100).vocabulary.size <= len(grammar.WORDS) + 3
+    with pytest.raises(weights.WeightsError, match="other weights|another vocabulary"):
+        stories.build(path)
+
+
+def test_a_run_on_a_file_of_stories(small, file, tmp_path):
+    """Their endings are too rare for rejection, and their middles are no events."""
+    one = changed(small, data__path=str(file), data__min_count=1, data__test_stories=8, pretrain__steps=20)
+    one = changed(one, process__reveals="independent", process__num_steps=4, objective__chunk=4)
+    one = pretrained(one, tmp_path / "pretrained")
+    done = run.execute(changed(one, eval__exact_samples=64), tmp_path / "run")
+    assert done.domain.log_bound is None and done.summary["data_source"].endswith("52 of 60 stories of stories.csv")
+    assert done.summary["metrics"].keys() >= {"prior", "rtb"} and "event_tv" not in done.summary["metrics"]["rtb"]
+    assert done.summary["certificate"]["log_z_reference"] is not None
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    return changed(get_config("smoke"), devices=1, eval__exact_cache=str(tmp_path_factory.mktemp("exact")))
+
+
+def test_a_run_of_the_embedded_stories_prints_infills(shipped, tmp_path, capsys):
+    done = run.execute(shipped, tmp_path)
+    metrics = done.summary["metrics"]
+    assert {"prior", "rtb", "exact", "grammar", "clamped", "autoregressive", "best_of"} <= metrics.keys()
+    assert metrics["best_of"]["log_reward"] > metrics["prior"]["log_reward"]
+    printed = capsys.readouterr().out
+    first = corpus.load(shipped.data, 1).test[0]
+    assert first[3] in printed and first[4] in printed
+
+
+def test_the_shipped_weights_say_what_they_were_trained_on_and_are_small():
+    for variant, section in (("", "prior"), ("reward", "reward")):
+        config = get_config(variant)
+        path = weights.locate(config[section].weights)
+        notes = weights.metadata(path)
+        assert notes["steps"] == config.pretrain.steps and path.stat().st_size < 1.5e6
+        assert notes["trained_on"] == f"{config.data.stories} stories of the grammar of experiments/stories"
+
+
+def test_the_shipped_prior_is_the_grammars_law_of_the_middle():
+    """Its bound on the surprise of held-out middles, against what their surprise truly is."""
+    config = get_config()
+    found = corpus.load(config.data, 1)
+    notes = weights.metadata(weights.locate(config.prior.weights))
+    truth = np.mean([_surprise(story) for story in found.test])
+    assert truth - 4 * notes["standard_error"] < notes["nats_per_middle_at_most"] < truth + 0.2
+
+
+def test_the_shipped_reward_is_the_grammars_law_of_the_ending(shipped):
+    """On held-out stories, also with middles of other stories, whose endings are less likely."""
+    built = stories.build(changed(shipped, eval__stories=100))
+    found = corpus.load(shipped.data, 1)
+    cond, columns = built.conditions.evaluated, [grammar.ENDINGS.index(grammar.read_ending(s[4])) for s in found.test]
+    for shift in (0, 1):
+        told = [grammar.read_event(story[3]) for story in np.roll(np.array(found.test), shift, axis=0)]
+        truth = np.log([grammar.ENDING_LAW[grammar.EVENTS.index(e), y] for e, y in zip(told, columns, strict=True)])
+        texts = [
+            grammar.tell_event(event, grammar.read(story[:3]).name)
+            for event, story in zip(told, found.test, strict=True)
+        ]
+        z = corpus.padded([found.vocabulary.encode(t) for t in texts], built.event_shape[0], found.vocabulary.pad)
+        log_r = np.asarray(built.log_reward(jnp.asarray(z), cond), np.float64)
+        assert np.mean(np.abs(log_r - truth)) < 0.15, shift

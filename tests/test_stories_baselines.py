@@ -1,0 +1,48 @@
+"""What infills are compared with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from test_transformer import randomised
+
+from experiments.stories import baselines, language_model
+from experiments.stories.words import Words
+from rtbjax.nets.transformer import CausalTransformer
+
+PAD, STOP, SIZE = 0, 4, 5
+NET = CausalTransformer(vocab_size=SIZE, width=8, depth=1, heads=2)
+
+
+def test_a_language_model_is_sampled_from_its_own_law_until_it_closes_the_sentence():
+    """Frequencies of sentences against probabilities by enumeration; padding of a prompt changes nothing."""
+    params = randomised(language_model.init(NET, jax.random.key(0)), jax.random.key(1))
+    count = 8_000
+    prompt = (jnp.tile(jnp.array([[2, 3, PAD]], jnp.int32), (count, 1)), jnp.tile(jnp.array([[PAD, 1]]), (count, 1)))
+    draw = jax.jit(lambda key: baselines.autoregressive(key, NET, params, prompt, 2, pad=PAD, closing=(STOP,)))
+    drawn = np.asarray(draw(jax.random.key(2)))
+    ends, counts = np.unique(drawn, axis=0, return_counts=True)
+
+    def law(text):
+        p = np.array(jax.nn.softmax(NET.apply({"params": params}, jnp.array([text]))[0, -1]), np.float64)
+        p[PAD] = 0.0
+        return p / p.sum()
+
+    first = law([2, 3, 1])
+    expected = {(STOP, PAD): first[STOP]}
+    expected |= {(a, b): first[a] * law([2, 3, 1, a])[b] for a in range(1, STOP) for b in range(1, SIZE)}
+    found = {tuple(end.tolist()): n for end, n in zip(ends, counts, strict=True)}
+    assert found.keys() <= expected.keys()
+    observed = [found.get(end, 0) for end in expected]
+    assert scipy.stats.chisquare(observed, count * np.array(list(expected.values())), sum_check=False).pvalue > 1e-3
+
+
+def test_the_best_of_every_few():
+    x = jnp.arange(18).reshape(6, 3)
+    best = baselines.best_of(3, x, jnp.array([0.0, 2.0, 1.0, -3.0, -2.0, -1.0]))
+    np.testing.assert_array_equal(best, x[jnp.array([1, 5])])
+
+
+def test_marks_that_close_a_sentence():
+    words = Words(["a", ".", "!"])
+    assert set(baselines.closing_tokens(words)) == {words.encode(".")[0], words.encode("!")[0]}

@@ -1,0 +1,29 @@
+"""Metrics of texts against texts whose values are known by hand."""
+
+import pytest
+
+from rtbjax.metrics import text
+
+REFERENCE = "a guard lent her a rope .".split()
+
+
+def test_distinct_n_grams():
+    texts = ["a b a b".split(), "a b c".split()]
+    # 1-grams: a, b, c of seven; 2-grams: ab, ba, ab, ab, bc.
+    assert text.distinct(texts, 1) == pytest.approx(3 / 7)
+    assert text.distinct(texts, 2) == pytest.approx(3 / 5)
+    assert text.distinct([["a"]], 2) == 0.0
+
+
+@pytest.mark.parametrize("metric", [text.bleu, text.gleu])
+def test_likeness_is_one_of_the_same_and_falls_with_every_other_word(metric):
+    near, far = "a guard lent her a ladder .".split(), "two horses ran home in time !".split()
+    assert metric(REFERENCE, [REFERENCE]) == pytest.approx(1.0)
+    assert 1.0 > metric(REFERENCE, [near]) > metric(REFERENCE, [far]) >= 0.0
+    assert metric(REFERENCE, [REFERENCE, far]) == pytest.approx((1.0 + metric(REFERENCE, [far])) / 2)
+
+
+def test_gleu_by_hand():
+    """Of a text of the same length it is the share of common 1- to 4-grams: 6 + 4 + 3 + 2 of 7 + 6 + 5 + 4."""
+    near = "a guard lent her a ladder .".split()
+    assert text.gleu(REFERENCE, [near]) == pytest.approx((6 + 4 + 3 + 2) / 22)

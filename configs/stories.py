@@ -3,7 +3,7 @@
     python experiments/run.py --config=configs/stories.py                   the embedded stories
     python experiments/run.py --config=configs/stories.py:smoke             the whole path in about a minute
 
-Prior and reward of the default are shipped. Each was made, in about five minutes on one core, by
+Prior and reward of the default are shipped. Each was made by
 
     python experiments/run.py --config=configs/stories.py --mode=pretrain          the prior: sentences 1 to 4
     python experiments/run.py --config=configs/stories.py:reward --mode=pretrain   the reward: a causal language model
@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
     config.data.tokenizer = "words"  # words | a folder with GPT-2's vocab.json and merges.txt
     config.data.min_count = 2  # Of a word in a file to be known.
     config.data.test_stories = 100
-    config.data.stories = 50_000  # To pretrain on; of a file all there are, at most so many.
+    config.data.stories = 400_000  # To pretrain on; of a file all there are, at most so many.
     config.data.conditions = 500  # Stories to fine-tune on: their endings are seen, their middles are not.
     network = {"width": 64, "depth": 2, "heads": 4}
     config.prior = {"weights": "weights/stories_prior.safetensors", "head": "mdlm"} | network  # mdlm | sedd
@@ -65,7 +65,7 @@ def get_config(variant: str = ""):
     config.pretrain.learning_rate = 2e-3
     if variant == "reward":
         config.pretrain.what = "reward"
-        config.pretrain.steps = 2_000
+        config.pretrain.steps = 4_000
     if variant == "smoke":
         config.train.steps = 6
         config.objective.group = 4

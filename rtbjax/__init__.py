@@ -16,6 +16,7 @@ from rtbjax import replay as replay
 from rtbjax import rewards as rewards
 from rtbjax import schedules as schedules
 from rtbjax import sharding as sharding
+from rtbjax import smc as smc
 from rtbjax import train as train
 from rtbjax import trajectory as trajectory
 from rtbjax import types as types

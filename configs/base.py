@@ -57,6 +57,7 @@ def base() -> ConfigDict:
     config.objective.log_z = "vargrad"  # vargrad | learned | conditional
     config.objective.group = 0  # Paths per condition in a batch, where the domain has conditions; else 0.
     config.objective.beta = 1.0
+    config.objective.beta_warmup = 0  # Steps over which the exponent of r rises linearly to beta.
     config.objective.grad_steps = config_dict.placeholder(int)  # None: all steps carry the gradient.
     config.objective.chunk = 1  # Steps per network call in the gradient.
     config.objective.cutoff = 0.0

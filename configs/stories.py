@@ -8,8 +8,8 @@ Prior and reward of the default are shipped. Each was made by
     python experiments/run.py --config=configs/stories.py --mode=pretrain          the prior: sentences 1 to 4
     python experiments/run.py --config=configs/stories.py:reward --mode=pretrain   the reward: a causal language model
 
-A file of ROCStories is a CSV with the columns sentence1 to sentence5. Its prior and reward are made first, and the chain
-has as many steps as its longest middle has tokens (a run with another number says which):
+A file of ROCStories is a CSV with the columns sentence1 to sentence5. Its prior and reward are made first, and the
+chain has as many steps as its longest middle has tokens (a run with another number says which):
 
     D="--config.data.path=stories.csv --config.data.test_stories=100 --config.process.num_steps=24"
     python experiments/run.py --config=configs/stories.py $D --mode=pretrain

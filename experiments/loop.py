@@ -160,7 +160,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
                 done % every == 0 or done == steps for every in (config.log.every, config.checkpoint.every)
             )
             difference = parity_of(state.params["policy"], trajectory) if to_log else None  # The update donates them.
-            state, info = update(state, trajectory, update_key)
+            state, info = update(state, objectives.warmed_up(config, trajectory, step), update_key)
             clock.step_done(state)
             if difference is not None:
                 values = summarise(info, trajectory, 0 if float(width(step)) else on_policy, groups)

@@ -12,6 +12,7 @@ from experiments.domains.base import Domain
 from rtbjax import losses
 from rtbjax.objective import LossInfo, path_log_ratio
 from rtbjax.train import Objective
+from rtbjax.types import Trajectory
 
 # Each with the name it has for objective.alpha, or None.
 BASELINES = {
@@ -28,6 +29,12 @@ def initial_params(config: ConfigDict, domain: Domain) -> PyTree:
     if config.objective.log_z == "learned":
         return params | {"log_z": jnp.float32(0.0)}
     return params | ({"log_z": domain.log_z.params} if config.objective.log_z == "conditional" else {})
+
+
+def warmed_up(config: ConfigDict, trajectory: Trajectory, step: int) -> Trajectory:
+    """The paths with log r scaled by the share of beta that is reached at a step: no loss takes log r without beta."""
+    share = min(1.0, (step + 1) / (config.objective.beta_warmup + 1))
+    return trajectory if share == 1.0 else trajectory._replace(log_reward=share * trajectory.log_reward)
 
 
 def make(config: ConfigDict, domain: Domain) -> Objective:

@@ -34,6 +34,7 @@ _AT_LEAST = {
         "objective.cutoff",
         "objective.alpha",
         "objective.group",
+        "objective.beta_warmup",
         "steer.steps",
         *_of_each("weight_decay"),
         "devices",

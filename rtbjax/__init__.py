@@ -16,6 +16,7 @@ from rtbjax import replay as replay
 from rtbjax import rewards as rewards
 from rtbjax import schedules as schedules
 from rtbjax import sharding as sharding
+from rtbjax import smc as smc
 from rtbjax import train as train
 from rtbjax import trajectory as trajectory
 from rtbjax import types as types
@@ -28,6 +29,7 @@ from rtbjax.objective import loss as loss
 from rtbjax.process import Process as Process
 from rtbjax.process.absorbing import absorbing as absorbing
 from rtbjax.process.absorbing import one_by_one as one_by_one
+from rtbjax.process.autoregressive import left_to_right as left_to_right
 from rtbjax.process.pretrained import from_scheduler as from_scheduler
 from rtbjax.process.sde import brownian_bridge as brownian_bridge
 from rtbjax.process.sde import variance_exploding as variance_exploding

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from shrunk import assert_same_run, changed
+from shrunk import assert_same_run, changed, log_of
 from shrunk import gmm as gmm_of
 
 from configs import mnist as mnist_config
@@ -62,6 +62,18 @@ def test_exploration_is_not_logged_as_the_posterior_own_paths(config, tmp_path):
     loop.run(config, gmm.build(config), tmp_path, data_mesh(1), loop.Clock())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert ["ess" in line for line in lines] == [False, False, False, True]
+
+
+def test_the_first_step_of_a_warm_up_is_one_with_a_smaller_beta(config, tmp_path):
+    """Bit for bit in all that is logged; the log r is that of the samples, whatever beta."""
+    own = {f"behaviour__{name}": 0.0 for name in ("accepted", "noised", "replay")}
+    one = changed(config, train__steps=1, **own)
+    ways = {"warm": {"objective__beta_warmup": 3}, "cold": {"objective__beta": 0.25}, "whole": {}}
+    for name, way in ways.items():
+        changed_one = changed(one, **way)
+        loop.run(changed_one, gmm.build(changed_one), tmp_path / name, data_mesh(1), loop.Clock())
+    warm, cold, whole = (log_of(tmp_path / name)[0] for name in ways)
+    assert warm == cold and warm["grad_norm"] != whole["grad_norm"] and warm["log_reward"] == whole["log_reward"]
 
 
 class Killed(BaseException):

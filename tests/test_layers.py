@@ -17,7 +17,7 @@ LAYERS = [
     {"schedules"},
     {"process"},
     {"trajectory"},
-    {"guidance", "behaviour", "posterior", "certificate"},
+    {"guidance", "smc", "behaviour", "posterior", "certificate"},
     {"objective"},
     {"train"},
 ]

@@ -101,3 +101,20 @@ def test_log_z_is_a_parameter_only_where_it_is_learned():
     assert set(objectives.initial_params(config, domain())) == {"policy"}
     config.objective.log_z = "learned"
     assert objectives.initial_params(config, domain(steered({}, lambda *a: 0.0)))["log_z"].shape == ()
+
+
+def test_the_exponent_of_r_rises_linearly_to_beta_and_stays_there(paths):
+    """By the gap of each step, whatever the loss."""
+    config = settings("rtb")
+    config.objective.beta_warmup = 3
+    params, options = {"policy": POSTERIOR.params}, dict(key=jax.random.key(0), axis_name=None)
+
+    def gap(beta, trajectory):
+        config.objective.beta = beta
+        return objectives.make(config, domain())(params, trajectory, **options)[1].gap
+
+    for step, share in enumerate((0.25, 0.5, 0.75, 1.0, 1.0)):
+        now = objectives.warmed_up(config, paths, step)
+        np.testing.assert_allclose(gap(BETA, now), gap(share * BETA, paths), rtol=1e-5, atol=1e-6)
+    config.objective.beta_warmup = 0
+    assert objectives.warmed_up(config, paths, 0) is paths

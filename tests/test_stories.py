@@ -184,6 +184,7 @@ def test_the_metrics_tell_the_posterior_from_the_prior(domain, config):
     assert values["rtb"]["bleu"] > values["prior"]["bleu"] > values["exact"]["bleu"]
     assert values["rtb"]["gleu"] > values["prior"]["gleu"] > values["exact"]["gleu"]
     assert values["exact"]["distinct_1"] < 1e-3 < values["rtb"]["distinct_1"]
+    assert values["exact"]["self_bleu"] > values["rtb"]["self_bleu"]
 
 
 def test_an_event_of_another_person_is_none():

@@ -27,3 +27,14 @@ def test_gleu_by_hand():
     """Of a text of the same length it is the share of common 1- to 4-grams: 6 + 4 + 3 + 2 of 7 + 6 + 5 + 4."""
     near = "a guard lent her a ladder .".split()
     assert text.gleu(REFERENCE, [near]) == pytest.approx((6 + 4 + 3 + 2) / 22)
+
+
+def test_self_bleu_is_one_of_copies_and_falls_with_every_text_that_is_unlike_the_others():
+    near, far = "a guard lent her a ladder .".split(), "two horses ran home in time !".split()
+    assert text.self_bleu([REFERENCE, REFERENCE, REFERENCE]) == pytest.approx(1.0)
+    assert 1.0 > text.self_bleu([REFERENCE, near]) > text.self_bleu([REFERENCE, far])
+    # Each against the rest: the two that are alike find themselves again, the third finds nothing.
+    alone = text.bleu(REFERENCE, [far])
+    assert text.self_bleu([REFERENCE, far, REFERENCE]) == pytest.approx((2.0 + alone) / 3)
+    with pytest.raises(ValueError, match="needs two, got 1"):
+        text.self_bleu([REFERENCE])

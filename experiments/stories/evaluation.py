@@ -16,6 +16,7 @@ from experiments.stories.words import Vocabulary, split
 from rtbjax.metrics import text
 
 SHOWN_STORIES, SHOWN_INFILLS = 3, 4
+SELF_BLEU_INFILLS = 20  # Of each story: its cost is the square of their number.
 LogReward = Callable[[Int[np.ndarray, "B L"], int], Float[np.ndarray, " B"]]
 Baselines = Callable[[int], dict[str, np.ndarray]]
 Infills = list[list[str]]  # Of each story.
@@ -54,10 +55,11 @@ class Evaluation:
     def metrics(self, samples: dict[str, np.ndarray]) -> dict[str, Any]:
         """Of each set, means over stories; prints the first stories with infills and their log r.
 
-        ``log_reward``; ``bleu``, ``gleu`` against the reference, null without nltk; ``distinct_1``, ``distinct_2`` of a
-        story's infills. For the grammar's stories, also of exact samples of p(z | x, y) as the set ``grammar``:
-        ``event_tv``, the total variation from p(z | x, y) over event slots; ``no_event``, the share of infills that
-        tell none; ``event_tv_to_exact``, the total variation from a set of exact samples of the run's own target.
+        ``log_reward``; ``bleu``, ``gleu`` against the reference and ``self_bleu`` of a story's first 20 infills, these
+        three null without nltk; ``distinct_1``, ``distinct_2`` of a story's infills. For the grammar's stories, also of
+        exact samples of p(z | x, y) as the set ``grammar``: ``event_tv``, the total variation from p(z | x, y) over
+        event slots; ``no_event``, the share of infills that tell none; ``event_tv_to_exact``, the total variation from
+        a set of exact samples of the run's own target.
         """
         samples = samples | self._baselines(samples["rtb"].shape[1])
         log_r = {name: self._rewards(x) for name, x in samples.items()}
@@ -84,9 +86,14 @@ class Evaluation:
             f"distinct_{n}": float(np.mean([text.distinct(of_story, n) for of_story in words])) for n in (1, 2)
         }
         references = [split(story[3]) for story in self._stories]
-        for name, metric in (("bleu", text.bleu), ("gleu", text.gleu)):
+        by_nltk = {
+            "bleu": lambda: list(map(text.bleu, references, words)),
+            "gleu": lambda: list(map(text.gleu, references, words)),
+            "self_bleu": lambda: [text.self_bleu(of_story[:SELF_BLEU_INFILLS]) for of_story in words],
+        }
+        for name, of_stories in by_nltk.items():
             try:
-                values[name] = float(np.mean([metric(*pair) for pair in zip(references, words, strict=True)]))
+                values[name] = float(np.mean(of_stories()))
             except ImportError:
                 values[name] = None
         return values

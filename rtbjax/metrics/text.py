@@ -35,5 +35,23 @@ def distinct(texts: Sequence[Words], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
+def self_bleu(texts: Sequence[Words]) -> float:
+    """Mean BLEU-4 of each text against all the others (Zhu et al. 2018): 1 if they are all the same, less if diverse.
+
+    Raises:
+      ImportError: nltk is not installed.
+      ValueError: fewer than two texts.
+    """
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    if len(texts) < 2:
+        raise ValueError(f"Self-BLEU compares texts with each other and needs two, got {len(texts)}.")
+    smooth = SmoothingFunction().method1
+    others = [[*texts[:number], *texts[number + 1 :]] for number in range(len(texts))]
+    return _mean(
+        [sentence_bleu(rest, text, smoothing_function=smooth) for rest, text in zip(others, texts, strict=True)]
+    )
+
+
 def _mean(values: list[Any]) -> float:
     return sum(values) / len(values)

@@ -1,0 +1,92 @@
+"""Sequential Monte Carlo with the prior as its proposal: steering by selection, without training or gradients.
+
+Particles follow the prior. Before every step each is worth what log r says of the network's present estimate of its
+x_0; those worth little give way to copies of others (Wu et al. 2023, with the prior's own kernel as proposal). The
+estimates cancel along a path, so that whatever they are, the weights at its end are those of r itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rtbjax.process import Process
+from rtbjax.types import Policy, PRNGKey
+
+
+class Particles(NamedTuple):
+    """Attributes:
+    x: ``[N, E*]``, of equal weight: posterior samples as N grows, not independent of each other.
+    log_z: ``f32[]``; its exponential is an unbiased estimate of Z.
+    """
+
+    x: Array
+    log_z: Float[Array, ""]
+
+
+def steer(
+    key: PRNGKey,
+    process: Process,
+    prior: Policy,
+    log_reward: Callable[[Array, Any], Array],
+    *,
+    shape: tuple[int, ...],
+    cond: Any = None,
+    beta: float = 1.0,
+    threshold: float = 0.5,
+) -> Particles:
+    """Samples of one posterior.
+
+    Args:
+      key: one key.
+      process: the chain; its ``denoise`` gives the estimates.
+      prior: whose kernel proposes.
+      log_reward: ``(x[N, E*], cond) -> f32[N]``, finite, also of estimates.
+      shape: ``(N, *E)``.
+      cond: the same condition for every particle, with leading axis N, or None.
+      beta: the exponent of r.
+      threshold: particles are drawn anew when their effective share falls below it, and at the end.
+
+    Raises:
+      ValueError: ``threshold`` outside 0 to 1.
+    """
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+    count = shape[0]
+
+    def select(key, log_w, least):
+        """Which particles go on, their log-weights, and what is settled of log Z."""
+        share = jax.nn.softmax(log_w)
+        anew = 1.0 / jnp.sum(share**2) < least * count
+        index = jnp.where(anew, systematic(key, share), jnp.arange(count))
+        return index, jnp.where(anew, 0.0, log_w), jnp.where(anew, _log_mean(log_w), 0.0)
+
+    def step(carry, i):
+        x, worth, log_w, log_z = carry
+        select_key, step_key = jax.random.split(jax.random.fold_in(key, i))
+        output = prior(x, process.time(i), cond)
+        now = beta * log_reward(process.denoise(output, x, i), cond)
+        index, log_w, settled = select(select_key, log_w + now - worth, threshold)
+        x, now, output = jax.tree.map(lambda a: a[index], (x, now, output))
+        x = process.reverse(output, x, i).sample(jax.random.split(step_key, count))
+        return (x, now, log_w, log_z + settled), None
+
+    start_key, end_key = jax.random.split(jax.random.fold_in(key, process.num_steps))
+    zeros = jnp.zeros(count)
+    carry = (process.init(jax.random.split(start_key, count), shape, cond), zeros, zeros, jnp.float32(0.0))
+    (x, worth, log_w, log_z), _ = jax.lax.scan(step, carry, jnp.arange(process.num_steps))
+    log_w = log_w + beta * log_reward(x, cond) - worth
+    return Particles(x[systematic(end_key, jax.nn.softmax(log_w))], log_z + _log_mean(log_w))
+
+
+def systematic(key: PRNGKey, share: Float[Array, " N"]) -> Int[Array, " N"]:
+    """N indices, each as often as its share of N to within one (Carpenter et al. 1999)."""
+    count = share.shape[0]
+    places = (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(key)) / count
+    return jnp.minimum(jnp.searchsorted(jnp.cumsum(share), places), count - 1)
+
+
+def _log_mean(log_w: Float[Array, " N"]) -> Float[Array, ""]:
+    return jax.nn.logsumexp(log_w) - jnp.log(jnp.float32(log_w.shape[0]))

@@ -38,20 +38,17 @@ def get_config(variant: str = ""):
     config.process.clip_x0 = 0.0  # 0: no clipping.
     config.posterior.kind = "steered"
     config.value = {"weights": "weights/mnist_value.safetensors"}  # Serves every label.
-    config.steer.steps = 800
+    config.steer.steps = 720
     config.steer.learning_rate = 1e-2
     config.steer.strength = 1.6
     config.posterior.rank = 8
     config.posterior.select = "kernel"
     config.posterior.network = {"patch": 2, "channels": (16, 64), "num_blocks": (1, 1)}
-    config.train.steps = 60
+    config.train.steps = 30
     config.train.batch_size = 64
     config.train.optimizer = "muon"
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 5e-4
     config.train.warmup_steps = 5
-    config.behaviour.accepted = 0.5
-    config.behaviour.capacity = 256
-    config.behaviour.warm_accepted = 200  # About 2,000 prior paths for a label of one class.
     config.checkpoint.every = 50
     config.eval.num_samples = 1_000
     config.eval.batch_size = 500
@@ -65,9 +62,6 @@ def get_config(variant: str = ""):
     if variant == "full":
         config.steer.steps = 1000
         config.train.steps = 800
-        config.train.learning_rate = 5e-4
-        config.behaviour.accepted = 0.0
-        config.checkpoint.every = 50
         config.eval.num_samples = 2_000
     if variant == "conditional":
         config.reward.label = "digits"
@@ -75,7 +69,6 @@ def get_config(variant: str = ""):
         config.train.steps = 200
         config.objective.group = 6
         config.train.batch_size = 60
-        config.behaviour.accepted = 0.0
         config.eval.num_samples = 200
         config.eval.exact_samples = 100
     if variant == "value":
@@ -91,6 +84,7 @@ def get_config(variant: str = ""):
         config.train.batch_size = 16
         config.log.every = 1
         config.checkpoint.every = 3
+        config.behaviour.accepted = 0.5
         config.behaviour.capacity = config.behaviour.warm_accepted = 32
         config.eval.num_samples = config.eval.batch_size = 128
         config.eval.exact_samples = 32

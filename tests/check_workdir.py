@@ -52,6 +52,7 @@ METRICS = {
     },
     "control": {"sets": ("prior", "rtb"), "names": ("q",)},
     "stories": {"sets": ("prior", "rtb"), "names": ("log_reward", "distinct_1", "distinct_2")},
+    "text_to_image": {"sets": ("prior", "rtb"), "names": ("log_reward", "accuracy", "diversity")},
 }
 
 

@@ -4,6 +4,7 @@
 writes a folder that diffusers or transformers load again; `stable_diffusion.load` reads a whole pipeline.
 """
 
+from rtbjax.nets.pretrained import adapters as adapters
 from rtbjax.nets.pretrained import autoencoder as autoencoder
 from rtbjax.nets.pretrained import clip as clip
 from rtbjax.nets.pretrained import stable_diffusion as stable_diffusion

@@ -1,0 +1,223 @@
+"""Text to image: p(x | prompt) r(x, prompt)^beta, the prior a latent diffusion with classifier-free guidance.
+
+The prior is a Stable Diffusion pipeline in a folder of diffusers (1.x, 2.x), or the small one on coloured digits that
+is shipped in the same form: one code path. A sample is a latent; rewards see what it is decoded to. Guidance is part
+of the mean of prior and posterior alike, and the posterior is the prior with low-rank adapters.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from experiments import data, weights
+from experiments.domains.base import Conditions, Domain, LogZ
+from experiments.errors import ConfigError, checking
+from experiments.settings import PRECISIONS, one_of, other_precision
+from experiments.streams import stream
+from experiments.text_to_image import contrastive, rewards, training
+from experiments.text_to_image.evaluation import Evaluation
+from rtbjax import Policy, Process, from_scheduler, posterior
+from rtbjax.nets.pretrained import folder as folders
+from rtbjax.nets.pretrained import stable_diffusion
+from rtbjax.nets.pretrained.stable_diffusion import Pipeline
+
+MANY = 50_000_000  # Parameters that a program must not hold as constants.
+
+
+def prompts(config: ConfigDict) -> tuple[str, ...]:
+    """What is asked for; one posterior for all of them.
+
+    Raises:
+      ConfigError: nothing, or one thing twice.
+    """
+    found = tuple(prompt.strip() for prompt in config.prompt.split("|"))
+    if not all(found) or len(set(found)) < len(found):
+        raise ConfigError(f"config.prompt must be a text, or different ones separated by '|', got {config.prompt!r}.")
+    return found
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a ConfigError on a field of this domain that is not allowed."""
+    one_of(config, "posterior.kind", ("lora",))
+    if config.steer.steps:
+        raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+    terms = config.reward.terms
+    for name in terms:
+        if not 0.0 <= terms[name] < float("inf"):
+            raise ConfigError(f"config.reward.terms.{name} must be at least 0 and finite, got {terms[name]}.")
+    if not any(terms.values()):
+        raise ConfigError(f"One of config.reward.terms ({', '.join(terms)}) must be positive.")
+    if not 0.0 <= config.prior.guidance < float("inf"):
+        raise ConfigError(f"config.prior.guidance must be at least 0 and finite, got {config.prior.guidance}.")
+
+
+def load_pipeline(config: ConfigDict) -> Pipeline:
+    """The prior's pipeline.
+
+    Raises:
+      PretrainedError: see `rtbjax.nets.pretrained.stable_diffusion.load`.
+      ConfigError: its components do not fit together.
+    """
+    here = weights.locate(config.prior.folder)
+    pipeline = stable_diffusion.load(here if here.is_dir() else config.prior.folder, _dtype(config))
+    unet, vae, text = (part.module for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    if (unet.in_channels, unet.out_channels) != (vae.latent_channels, vae.latent_channels):
+        raise ConfigError(
+            f"The U-Net in {config.prior.folder} maps {unet.in_channels} to {unet.out_channels} channels and the "
+            f"autoencoder's latents have {vae.latent_channels}: inpainting and the like are not supported."
+        )
+    if unet.context_dim != text.width:
+        raise ConfigError(
+            f"The U-Net in {config.prior.folder} reads texts of width {unet.context_dim}, the text encoder's are "
+            f"{text.width} wide."
+        )
+    return pipeline
+
+
+def make_prior(pipeline: Pipeline, asked: tuple[str, ...], scale: float) -> Policy:
+    """The guided U-Net; its ``cond`` is the place of a path's prompt in ``asked``, ``i32[B]``, None if there is one.
+
+    Its parameters are those of the ``unet``, and ``contexts``, what the text encoder says of "" and of each prompt.
+    """
+    words, denoise = pipeline.text_encoder, pipeline.unet.policy().apply_fn
+    contexts = jax.jit(words.module.apply)({"params": words.params}, pipeline.tokenizer(["", *asked]))
+
+    def apply_fn(params, x, t, cond):
+        context = params["contexts"][1:][jnp.zeros(len(x), jnp.int32) if cond is None else cond]
+        guided = denoise if scale == 1.0 else stable_diffusion.guided(denoise, scale, params["contexts"][0])
+        return guided(params["unet"], x, t, context)
+
+    return Policy({"unet": pipeline.unet.params, "contexts": contexts}, apply_fn)
+
+
+def make_process(config: ConfigDict, pipeline: Pipeline) -> Process:
+    """DDIM with eta = 1 on the pipeline's schedule."""
+    return from_scheduler(
+        pipeline.scheduler, config.process.num_steps, sampler="ddim", eta=1.0, min_std=config.process.min_std
+    )
+
+
+def make_posterior(config: ConfigDict, process: Process, prior: Policy) -> Policy:
+    """Adapters on the U-Net's kernels that ``posterior.select`` finds."""
+    key = stream(config.seed, "posterior")
+    learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
+    if not config.posterior.learn_variance:
+        return learner
+    table = {"log_std": jnp.zeros((config.process.num_steps, 1, 1, 1))}
+    return posterior.learned_std(learner, table, lambda table, x, t, cond: table["log_std"][process.step_at(t)][None])
+
+
+def decoder(pipeline: Pipeline):
+    """Latents to pictures, about in [-1, 1], float32."""
+    vae = pipeline.vae
+
+    @jax.jit
+    def decode(params, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W 3"]:
+        dtype = jax.tree.leaves(params)[0].dtype
+        decoded: Any = vae.module.apply({"params": params}, z.astype(dtype), method="decode")
+        return decoded.astype(jnp.float32)
+
+    return lambda z: decode(vae.params, jnp.asarray(z))
+
+
+def build(config: ConfigDict) -> Domain:
+    """The domain of a config.
+
+    Raises:
+      ConfigError: a field that is not allowed, or components that do not fit together.
+      PretrainedError: a pipeline that is missing, incomplete or not supported.
+      WeightsError: the contrastive model cannot be read.
+    """
+    check(config)
+    asked = prompts(config)
+    model = contrastive.load(weights.locate(config.reward.folder))
+    alignment, first_choice = rewards.alignment(model, asked)
+    picture_reward = make_reward(config, asked, alignment)
+    pipeline = load_pipeline(config)
+    prior, process = make_prior(pipeline, asked, config.prior.guidance), make_process(config, pipeline)
+    if sum(leaf.size for leaf in jax.tree.leaves(prior.params)) > MANY:
+        # Adapters close over the prior: its parameters become arguments of every program instead of constants in it.
+        jax.config.update("jax_use_simplified_jaxpr_constants", True)
+    decode = decoder(pipeline)
+
+    def log_reward(z, cond=None):
+        return picture_reward(decode(z), np.zeros(len(z), np.int32) if cond is None else np.asarray(cond))
+
+    unet = pipeline.unet.module
+    evaluation = Evaluation(asked, decode, picture_reward, first_choice, jax.jit(model.embedding))
+    return Domain(
+        name="text_to_image",
+        data_source=f"prior trained on {trained_on(config)}",
+        process=process,
+        event_shape=(*unet.sample_size, unet.in_channels),
+        prior=prior,
+        posterior=make_posterior(config, process, prior),
+        log_reward=log_reward,
+        log_bound=None if config.reward.terms.function else 0.0,  # A log-probability, and minus a size.
+        fingerprint=weights.fingerprint(
+            prior.params,
+            pipeline.vae.params,
+            model.params,
+            pipeline.scheduler,
+            config.process.to_dict(),
+            config.prior.guidance,
+            config.reward.terms.to_dict(),
+            config.reward.function,
+            list(asked),
+            *other_precision(config),
+        ),
+        evaluate=evaluation.metrics,
+        plot=evaluation.plot,
+        conditions=make_conditions(asked) if len(asked) > 1 else None,
+    )
+
+
+def make_reward(config: ConfigDict, asked: tuple[str, ...], alignment: rewards.PictureReward) -> rewards.PictureReward:
+    """The terms whose weights are not 0."""
+    makers = {
+        "contrastive": lambda: alignment,
+        "jpeg": lambda: rewards.jpeg,
+        "function": lambda: rewards.named(config.reward.function, asked),
+    }
+    return rewards.weighted([(weight, makers[name]()) for name, weight in config.reward.terms.items() if weight])
+
+
+def make_conditions(asked: tuple[str, ...]) -> Conditions:
+    """Every prompt is trained on and evaluated; log Z is a number for each."""
+    every = jnp.arange(len(asked))
+    log_z = LogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
+    return Conditions(values=every, evaluated=every, names=asked, log_z=log_z)
+
+
+def trained_on(config: ConfigDict) -> str:
+    """What the pipeline's folder says of it, or its name."""
+    folder = weights.locate(config.prior.folder)
+    if not folder.is_dir():
+        return config.prior.folder
+    return folders.read_config(folder, "model_index.json").get("_trained_on", f"{folder.name}'s data")
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> None:
+    """Trains a network of the embedded pipeline, or by ``pretrain.what`` the reward, and writes it to the workdir.
+
+    Raises:
+      ConfigError: a field that is not allowed, or a component that is missing.
+      DataError: the digits cannot be read.
+    """
+    one_of(config, "pretrain.what", tuple(training.TRAINERS))
+    if config.pretrain.pictures < 1:
+        raise ConfigError(f"config.pretrain.pictures must be at least 1, got {config.pretrain.pictures}.")
+    what, found = config.pretrain.what, data.mnist(config.data.path)
+    with checking():
+        measured = training.TRAINERS[what](config, found, stream(config.seed, f"pretrain {what}"), workdir)
+    print(f"{what}, on fresh pictures: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
+    print(f"To use it: cp -r {workdir / training.MADE}/. {config.prior.folder}")
+
+
+def _dtype(config: ConfigDict) -> Any:
+    return PRECISIONS[config.precision] or jnp.float32

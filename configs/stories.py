@@ -45,6 +45,7 @@ def get_config(variant: str = ""):
     network = {"width": 64, "depth": 2, "heads": 4}
     config.prior = {"weights": "weights/stories_prior.safetensors", "head": "mdlm"} | network  # mdlm | sedd
     config.reward.weights = "weights/stories_reward.safetensors"
+    config.reward.model = ""  # Folder or hub id of a causal language model of Hugging Face, in place of the weights.
     config.reward.update(network)
     # Models that learned p(z | x, y) from data, as yardsticks: weights made by --mode=pretrain, or "" for none.
     config.baselines = {"supervised": "", "supervised_autoregressive": ""}

@@ -7,22 +7,23 @@ prior is the reward's language model itself, and RTB what is called GFlowNet fin
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from experiments import weights
 from experiments.domains.base import Conditions, Domain, rows
 from experiments.errors import ConfigError
 from experiments.settings import get, one_of
-from experiments.stories import baselines, corpus, infiller, infilling_prior, language_model, networks, training
+from experiments.stories import baselines, corpus, hosted, infiller, infilling_prior, language_model, networks, training
 from experiments.stories.corpus import Corpus, Tokens
 from experiments.stories.evaluation import Evaluation
 from experiments.streams import stream
-from rtbjax import Policy, Process, absorbing, left_to_right, one_by_one, posterior
+from rtbjax import Policy, Process, RewardFn, absorbing, left_to_right, one_by_one, posterior
 from rtbjax.schedules import linear_mask_rate
 
 
@@ -119,14 +120,21 @@ def load_prior(config: ConfigDict, found: Corpus) -> Policy:
     return infilling_prior.policy(networks.masked(config, found), config.prior.head, params, sees_ending=False)
 
 
-def make_log_reward(config: ConfigDict, found: Corpus, params: PyTree):
-    """log p(y | x, z), ``(z[B, L], cond) -> f32[B]``."""
-    net, pad = networks.causal(config, found), found.vocabulary.pad
+def load_reward(config: ConfigDict, found: Corpus) -> tuple[RewardFn, Any]:
+    """log p(y | x, z), ``(z[B, L], cond) -> f32[B]``, and what changes with it.
+
+    Raises:
+      UserError: a hosted model cannot be loaded, or the weights of the project's own cannot.
+    """
+    if config.reward.model:
+        model = hosted.HostedLanguageModel(config.reward.model, found.vocabulary)
+        return model.log_reward, model.fingerprint
+    net, pad, params = networks.causal(config, found), found.vocabulary.pad, networks.load(config, "reward", found)
 
     def log_reward(z, cond):
         return language_model.log_likelihood(net, params, cond["before"], z, cond["after"], pad)
 
-    return log_reward
+    return jax.jit(log_reward), params
 
 
 def condition(tokens: Tokens, count: int) -> dict[str, Array]:
@@ -141,12 +149,12 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: an unknown parametrisation or head, or a number that is not allowed.
       DataError: the stories cannot be read.
       WeightsError: the weights of prior or reward cannot be read, or are of another vocabulary.
+      UserError: see `load_reward`.
     """
     check(config)
     found = corpus.load(config.data, config.data.conditions)
     prior = load_prior(config, found)
-    reward = networks.load(config, "reward", found)
-    log_reward = jax.jit(make_log_reward(config, found, reward))
+    log_reward, reward = load_reward(config, found)
     shown = config.eval.stories
     conditions = Conditions(
         values=condition(found.train_tokens, config.data.conditions),
@@ -164,7 +172,14 @@ def build(config: ConfigDict) -> Domain:
         found.test[:shown],
         found.vocabulary,
         log_reward_of,
-        baselines.make(config, found, process, prior, reward, log_reward, conditions.evaluated),
+        baselines.make(
+            config,
+            found,
+            process,
+            prior,
+            hosted.traced(log_reward) if config.reward.model else log_reward,
+            conditions.evaluated,
+        ),
         grammar=not config.data.path,
         seed=config.seed,
     )
@@ -176,8 +191,8 @@ def build(config: ConfigDict) -> Domain:
         prior=prior,
         posterior=make_posterior(config, found, prior, stream(config.seed, "posterior")),
         log_reward=log_reward,
-        # A probability; of the long endings of real stories it is too small for rejection.
-        log_bound=None if config.data.path else 0.0,
+        # A probability; of long endings, or by a model of other texts, it is too small for rejection.
+        log_bound=None if config.data.path or config.reward.model else 0.0,
         fingerprint=weights.fingerprint(
             prior.params, reward, config.process.to_dict(), config.prior.head, conditions.evaluated
         ),

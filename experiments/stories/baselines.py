@@ -52,13 +52,13 @@ def shape_of(found: Corpus, cond: dict[str, Array]) -> tuple[int, int]:
     return len(cond["before"]), found.train_tokens.middle.shape[1]
 
 
-def chains(config: ConfigDict, found: Corpus, process: Process, prior: PyTree, language_model: PyTree):
+def chains(config: ConfigDict, found: Corpus, process: Process, prior: PyTree):
     """Other networks with the chain that each is run on.
 
     ``clamped``: the masked prior with the ending laid behind the infill, where it has never seen one.
-    ``autoregressive``: the reward's language model continues the beginning. ``supervised`` and
-    ``supervised_autoregressive``: a masked and a causal model that learned p(z | x, y) from data, where the config
-    names their weights.
+    ``autoregressive``: the project's language model continues the beginning, where there are weights of it.
+    ``supervised`` and ``supervised_autoregressive``: a masked and a causal model that learned p(z | x, y) from data,
+    where the config names their weights.
 
     Raises:
       WeightsError: see `networks.load`.
@@ -69,7 +69,8 @@ def chains(config: ConfigDict, found: Corpus, process: Process, prior: PyTree, l
     found_chains = {}
     if config.process.reveals != "left_to_right":
         found_chains["clamped"] = (process, infilling_prior.policy(masked, head, prior, sees_ending=True))
-        continuing = infiller.policy(causal, language_model, ("before",), vocabulary)
+    if config.process.reveals != "left_to_right" and config.reward.weights:
+        continuing = infiller.policy(causal, networks.load(config, "reward", found), ("before",), vocabulary)
         found_chains["autoregressive"] = (writing, continuing)
     if config.baselines.supervised:
         params = networks.load(config, "supervised", found)
@@ -87,7 +88,6 @@ def make(
     found: Corpus,
     process: Process,
     prior: Policy,
-    language_model: PyTree,
     log_reward: LogReward,
     evaluated: dict[str, Array],
 ) -> Callable[[int], Samples]:
@@ -100,7 +100,7 @@ def make(
     def drawn(chain: Process, policy: Policy) -> Draw:
         return lambda key, cond: rollout(key, chain, policy, shape=shape_of(found, cond), cond=cond).xs[-1]
 
-    others = chains(config, found, process, prior.params, language_model)
+    others = chains(config, found, process, prior.params)
     runs = {name: drawn(*other) for name, other in others.items()}
     runs |= of_prior(config, found, process, prior, log_reward)
     stories = range(len(evaluated["before"]))

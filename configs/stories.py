@@ -1,12 +1,20 @@
 """Stories: the missing fourth sentence of five, by a masked diffusion that has never seen an ending (paper, sec. 3.3).
 
     python experiments/run.py --config=configs/stories.py                   the embedded stories
+    python experiments/run.py --config=configs/stories.py:gflownet          RTB on a language model, left to right
     python experiments/run.py --config=configs/stories.py:smoke             the whole path in about a minute
 
 Prior and reward of the default are shipped. Each was made by
 
     python experiments/run.py --config=configs/stories.py --mode=pretrain          the prior: sentences 1 to 4
     python experiments/run.py --config=configs/stories.py:reward --mode=pretrain   the reward: a causal language model
+
+Models that learned p(z | x, y) from data, a masked and a causal one, are compared with where they have been made:
+
+    S="python experiments/run.py --config=configs/stories.py"
+    $S --mode=pretrain --config.pretrain.what=supervised
+    $S --mode=pretrain --config.pretrain.what=supervised_autoregressive
+    $S --config.baselines.supervised=... --config.baselines.supervised_autoregressive=...
 
 A file of ROCStories is a CSV with the columns sentence1 to sentence5. Its prior and reward are made first, and the
 chain has as many steps as its longest middle has tokens (a run with another number says which):
@@ -22,7 +30,7 @@ Expected: verdict consistent, path-KL below 0.1 nats, ESS about 90 %; see docs/r
 
 from configs.base import base, check_variant
 
-VARIANTS = ("", "reward", "smoke")
+VARIANTS = ("", "gflownet", "reward", "smoke")
 
 
 def get_config(variant: str = ""):
@@ -37,11 +45,16 @@ def get_config(variant: str = ""):
     network = {"width": 64, "depth": 2, "heads": 4}
     config.prior = {"weights": "weights/stories_prior.safetensors", "head": "mdlm"} | network  # mdlm | sedd
     config.reward.weights = "weights/stories_reward.safetensors"
+    config.reward.model = ""  # Folder or hub id of a causal language model of Hugging Face, in place of the weights.
     config.reward.update(network)
+    # Models that learned p(z | x, y) from data, as yardsticks: weights made by --mode=pretrain, or "" for none.
+    config.baselines = {"supervised": "", "supervised_autoregressive": ""}
     config.posterior.kind = "correction"  # correction | lora
     config.posterior.rank = 8
     config.posterior.select = "kernel"
-    config.process.reveals = "one_by_one"  # In as many steps as places | independent: each by the schedule, a floor.
+    # one_by_one, in as many steps as places | independent: each by the schedule, a floor | left_to_right: GFlowNet
+    # fine-tuning of the reward's language model, which then is the prior too.
+    config.process.reveals = "one_by_one"
     config.process.num_steps = 8
     config.objective.chunk = 8
     config.objective.group = 8
@@ -59,10 +72,12 @@ def get_config(variant: str = ""):
     config.eval.num_samples = 200
     config.eval.batch_size = 400
     config.eval.exact_samples = 200
-    config.pretrain.what = "prior"
+    config.pretrain.what = "prior"  # prior | reward | supervised | supervised_autoregressive
     config.pretrain.steps = 5_000
     config.pretrain.batch_size = 128
     config.pretrain.learning_rate = 2e-3
+    if variant == "gflownet":
+        config.process.reveals = "left_to_right"
     if variant == "reward":
         config.pretrain.what = "reward"
         config.pretrain.steps = 4_000

@@ -31,7 +31,7 @@ def run(
         current = posterior.replace(params=jax.lax.stop_gradient(params))
         cond = conditions(domain, key, settings.batch_size)
         paths = rollout(key, domain.process, prior.replace(params=prior_params), current, shape=shape, cond=cond)
-        targets = jax.lax.stop_gradient(settings.strength * value_gradients(domain, value_params, paths.xs, cond))
+        targets = jax.lax.stop_gradient(value_gradients(domain, value_params, paths.xs, cond) * settings.strength)
         return jnp.mean(steering(domain, posterior.replace(params=params), paths, targets))
 
     frozen = (prior.params, domain.value.params)

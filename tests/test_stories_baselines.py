@@ -6,11 +6,13 @@ import numpy as np
 import scipy.stats
 from test_transformer import randomised
 
-from experiments.stories import baselines, language_model
+from experiments.stories import baselines, infiller, language_model
 from experiments.stories.words import Words
+from rtbjax import left_to_right, rollout
 from rtbjax.nets.transformer import CausalTransformer
 
-PAD, STOP, SIZE = 0, 4, 5
+PAD, STOP, SIZE = 0, 4, 5  # As of these words.
+WORDS = Words(["a", "."])
 NET = CausalTransformer(vocab_size=SIZE, width=8, depth=1, heads=2)
 
 
@@ -18,8 +20,11 @@ def test_a_language_model_is_sampled_from_its_own_law_until_it_closes_the_senten
     """Frequencies of sentences against probabilities by enumeration; padding of a prompt changes nothing."""
     params = randomised(language_model.init(NET, jax.random.key(0)), jax.random.key(1))
     count = 8_000
-    prompt = (jnp.tile(jnp.array([[2, 3, PAD]], jnp.int32), (count, 1)), jnp.tile(jnp.array([[PAD, 1]]), (count, 1)))
-    draw = jax.jit(lambda key: baselines.autoregressive(key, NET, params, prompt, 2, pad=PAD, closing=(STOP,)))
+    slots = {"a": jnp.array([[2, 3, PAD]], jnp.int32), "b": jnp.array([[PAD, 1]], jnp.int32)}
+    cond = {name: jnp.tile(slot, (count, 1)) for name, slot in slots.items()}
+    writer = infiller.policy(NET, params, ("a", "b"), WORDS)
+    chain = left_to_right(2, SIZE)
+    draw = jax.jit(lambda key: rollout(key, chain, writer, shape=(count, 2), cond=cond).xs[-1])
     drawn = np.asarray(draw(jax.random.key(2)))
     ends, counts = np.unique(drawn, axis=0, return_counts=True)
 
@@ -45,4 +50,4 @@ def test_the_best_of_every_few():
 
 def test_marks_that_close_a_sentence():
     words = Words(["a", ".", "!"])
-    assert set(baselines.closing_tokens(words)) == {words.encode(".")[0], words.encode("!")[0]}
+    assert set(infiller.closing_tokens(words)) == {words.encode(".")[0], words.encode("!")[0]}

@@ -1,53 +1,123 @@
-"""Infills without fine-tuning, to compare with: of a language model, and the best of several of the prior's."""
+"""Sets of infills to compare with, each of the same stories and through the same metrics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
+from ml_collections import ConfigDict
 
-from experiments.stories import language_model
-from experiments.stories.words import Vocabulary
-from rtbjax.nets.transformer import CausalTransformer
+from experiments import hosts
+from experiments.domains.base import Samples, rows
+from experiments.settings import get
+from experiments.stories import infiller, infilling_prior, networks
+from experiments.stories.corpus import Corpus
+from experiments.streams import stream
+from rtbjax import Policy, Process, left_to_right, one_by_one, rollout, smc
 
-CLOSING = (".", "!", "?")
-
-
-def closing_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Tokens that end a sentence."""
-    return tuple({vocabulary.encode(mark)[0] for mark in CLOSING if vocabulary.decode(vocabulary.encode(mark)) == mark})
-
-
-def autoregressive(
-    key: Array,
-    net: CausalTransformer,
-    params: PyTree,
-    prompt: tuple[Int[Array, "B _"], ...],
-    length: int,
-    *,
-    pad: int,
-    closing: tuple[int, ...],
-) -> Int[Array, "B L"]:
-    """The sentence that a language model writes after the prompt's slots; padding follows once it is closed."""
-    room = jnp.full((prompt[0].shape[0], length), pad, jnp.int32)
-    tokens, _, text = language_model.closed_up((*prompt, room), pad)
-    start, row = jnp.sum(text, axis=1), jnp.arange(len(room))
-    ends = jnp.asarray(closing, jnp.int32)
-
-    def write(state, i):
-        tokens, done = state
-        every: Any = net.apply({"params": params}, tokens)
-        logits = every[row, start + i - 1]
-        drawn = jax.random.categorical(jax.random.fold_in(key, i), logits.at[:, pad].set(-jnp.inf)).astype(jnp.int32)
-        drawn = jnp.where(done, pad, drawn)
-        closed = jnp.any(drawn[:, None] == ends[None], axis=1)
-        return (tokens.at[row, start + i].set(drawn), done | closed), drawn
-
-    (_, _), drawn = jax.lax.scan(write, (tokens, jnp.zeros(len(room), jnp.bool_)), jnp.arange(length))
-    return drawn.T
+LogReward = Callable[[Array, Any], Array]
+Draw = Callable[[Array, dict[str, Array]], Array]  # (key, cond of n paths) -> i32[n, L]
 
 
 def best_of(n: int, x: Int[Array, "m L"], log_r: Float[Array, " m"]) -> Int[Array, "m/n L"]:
     """Of every n infills in turn that of the highest log r; n must divide their number."""
     groups = log_r.reshape(-1, n)
     return x[jnp.arange(len(groups)) * n + jnp.argmax(groups, axis=1)]
+
+
+def of_prior(
+    config: ConfigDict, found: Corpus, process: Process, prior: Policy, log_reward: LogReward
+) -> dict[str, Draw]:
+    """What selection makes of the prior: ``best_of`` several draws, and ``smc``, which selects on the way.
+
+    From left to right there is no ``smc``: a law of the next token is no estimate of a whole infill to select by.
+    """
+
+    def best(key, cond):
+        count = config.eval.best_of
+        repeated = jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), cond)
+        x = rollout(key, process, prior, shape=shape_of(found, repeated), cond=repeated).xs[-1]
+        return best_of(count, x, log_reward(x, repeated))
+
+    def selected(key, cond):
+        beta = config.objective.beta
+        return smc.steer(key, process, prior, log_reward, shape=shape_of(found, cond), cond=cond, beta=beta).x
+
+    return {"best_of": best} | ({} if config.process.reveals == "left_to_right" else {"smc": selected})
+
+
+def shape_of(found: Corpus, cond: dict[str, Array]) -> tuple[int, int]:
+    return len(cond["before"]), found.train_tokens.middle.shape[1]
+
+
+def chains(config: ConfigDict, found: Corpus, process: Process, prior: PyTree):
+    """Other networks with the chain that each is run on.
+
+    ``clamped``: the masked prior with the ending laid behind the infill, where it has never seen one.
+    ``autoregressive``: the project's language model continues the beginning, where there are weights of it.
+    ``supervised`` and ``supervised_autoregressive``: a masked and a causal model that learned p(z | x, y) from data,
+    where the config names their weights.
+
+    Raises:
+      WeightsError: see `networks.load`.
+    """
+    _, length = found.train_tokens.middle.shape
+    writing, vocabulary = left_to_right(length, found.vocabulary.size), found.vocabulary
+    masked, causal, head = networks.masked(config, found), networks.causal(config, found), config.prior.head
+    found_chains = {}
+    if config.process.reveals != "left_to_right":
+        found_chains["clamped"] = (process, infilling_prior.policy(masked, head, prior, sees_ending=True))
+    if config.process.reveals != "left_to_right" and config.reward.weights:
+        continuing = infiller.policy(causal, networks.load(config, "reward", found), ("before",), vocabulary)
+        found_chains["autoregressive"] = (writing, continuing)
+    if config.baselines.supervised:
+        params = networks.load(config, "supervised", found)
+        filling = infilling_prior.policy(masked, head, params, sees_ending=True)
+        found_chains["supervised"] = (one_by_one(length, vocabulary.size), filling)
+    if config.baselines.supervised_autoregressive:
+        params = networks.load(config, "supervised_autoregressive", found)
+        writer = infiller.policy(causal, params, ("before", "after"), vocabulary)
+        found_chains["supervised_autoregressive"] = (writing, writer)
+    return found_chains
+
+
+def make(
+    config: ConfigDict,
+    found: Corpus,
+    process: Process,
+    prior: Policy,
+    log_reward: LogReward,
+    evaluated: dict[str, Array],
+) -> Callable[[int], Samples]:
+    """`of_prior` and `chains` of the evaluated stories: ``count -> {name: i32[N, count, L]}``.
+
+    Raises:
+      WeightsError: see `networks.load`.
+    """
+
+    def drawn(chain: Process, policy: Policy) -> Draw:
+        return lambda key, cond: rollout(key, chain, policy, shape=shape_of(found, cond), cond=cond).xs[-1]
+
+    others = chains(config, found, process, prior.params)
+    runs = {name: drawn(*other) for name, other in others.items()}
+    runs |= of_prior(config, found, process, prior, log_reward)
+    stories = range(len(evaluated["before"]))
+
+    def draw(count: int) -> Samples:
+        for name in ("supervised", "supervised_autoregressive"):
+            if not get(config, field := networks.FIELDS[name]):
+                hosts.say(
+                    f"There is no set {name!r}: config.{field} names no weights (--mode=pretrain "
+                    f"--config.pretrain.what={name} makes them)."
+                )
+        key = stream(config.seed, "baselines")
+        conds = [rows(evaluated, np.full(count, story)) for story in stories]
+        jitted = {name: jax.jit(run) for name, run in runs.items()}
+        return {
+            name: np.stack([run(jax.random.fold_in(key, story), conds[story]) for story in stories])
+            for name, run in jitted.items()
+        }
+
+    return draw

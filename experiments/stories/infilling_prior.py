@@ -1,4 +1,8 @@
-"""The prior p(z | x): a masked diffusion over the fourth sentence that knows the first three, and never the fifth."""
+"""The prior p(z | x): a masked diffusion over the fourth sentence that knows the first three, and never the fifth.
+
+The same network trained with the fifth in sight (``after``) is p(z | x, y) learned from data: what a posterior is
+compared with.
+"""
 
 from typing import Any
 
@@ -8,6 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax import losses
 from rtbjax.nets.transformer import MaskedTransformer
+from rtbjax.types import Policy
 
 LEAST_RATE = 1e-3  # Of masked tokens in training: below it a loss would be divided by nothing.
 MOST_RATE = 1.0 - 1e-6  # What a score ratio takes for all masked.
@@ -43,6 +48,16 @@ def output(head: str, logits: Float[Array, "B L V"], t: Float[Array, "*B"]) -> F
     return logits + jnp.log1p(-rate) - jnp.log(rate)
 
 
+def policy(net: MaskedTransformer, head: str, params: PyTree, *, sees_ending: bool) -> Policy:
+    """Fills the middle in behind ``cond["before"]``, and before ``cond["after"]`` if it sees the ending."""
+
+    def apply_fn(params, z, t, cond):
+        after = cond["after"] if sees_ending else None
+        return output(head, denoise(net, params, z, t, cond["before"], after), t)
+
+    return Policy(params, apply_fn)
+
+
 def loss(
     net: MaskedTransformer,
     head: str,
@@ -50,6 +65,7 @@ def loss(
     key: Array,
     before: Int[Array, "B X"],
     middle: Int[Array, "B L"],
+    after: Int[Array, "B Y"] | None = None,
 ) -> Float[Array, " B"]:
     """A bound on ``-log p(z | x)`` in nats, at one mask rate for each story; its mean is minimised and reported."""
     offset_key, mask_key = jax.random.split(key)
@@ -59,22 +75,34 @@ def loss(
     rate = jnp.clip(rate, LEAST_RATE, 1.0 - LEAST_RATE)
     masked = jax.random.uniform(mask_key, middle.shape) < rate[:, None]
     z = jnp.where(masked, net.vocab_size, middle)
-    found = output(head, denoise(net, params, z, rate, before), rate)
+    found = output(head, denoise(net, params, z, rate, before, after), rate)
     bound = losses.masked_elbo if head == "mdlm" else losses.score_entropy
     return bound(found, middle, masked, rate)
 
 
 def bound(
-    net: MaskedTransformer, head: str, params: PyTree, key: Array, before: Array, middle: Array, draws: int = 200
+    net: MaskedTransformer,
+    head: str,
+    params: PyTree,
+    key: Array,
+    before: Array,
+    middle: Array,
+    after: Array | None = None,
+    draws: int = 200,
 ) -> tuple[float, float]:
     """Nats per middle of an upper bound on the mean of ``-log p(z | x)``, and its standard error over the draws."""
-    one = jax.jit(lambda params, key: jnp.mean(loss(net, head, params, key, before, middle)))
+    one = jax.jit(lambda params, key: jnp.mean(loss(net, head, params, key, before, middle, after)))
     values = jnp.stack([one(params, jax.random.fold_in(key, i)) for i in range(draws)])
     return float(values.mean()), float(values.std(ddof=1) / draws**0.5)
 
 
-def correction(net: MaskedTransformer, params: PyTree, key: Array) -> PyTree:
-    """A copy that also takes a context, and whose output is zero, to be added to that of the original."""
+def correction(net: MaskedTransformer, params: PyTree, key: Array) -> Policy:
+    """A copy that also reads the ending, and whose output is zero, to be added to that of the original."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     fresh = net.init(key, tokens, jnp.float32(0.0), None, tokens)["params"]
-    return params | {"context": fresh["context"], "head": jax.tree.map(jnp.zeros_like, params["head"])}
+    copy = params | {"context": fresh["context"], "head": jax.tree.map(jnp.zeros_like, params["head"])}
+
+    def apply_fn(params, z, t, cond):
+        return denoise(net, params, z, t, cond["before"], cond["after"], context=cond["after"])
+
+    return Policy(copy, apply_fn)

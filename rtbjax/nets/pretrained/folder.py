@@ -18,15 +18,17 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Array, PyTree
 
-# Attention layers as they were called up to diffusers 0.15; the prefix of text encoders that transformers 5 dropped.
+# Attention layers as they were called up to diffusers 0.15; the prefix of text encoders that transformers 5 dropped;
+# that of MDLM.
 _FORMER_NAMES = (
     (re.compile(r"(attentions\.\d+)\.query\."), r"\1.to_q."),
     (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
     (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
     (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
     (re.compile(r"^text_model\."), ""),
+    (re.compile(r"^backbone\."), ""),
 )
-_BUFFERS = re.compile(r"position_ids$")  # saved by old transformers, not trained
+_BUFFERS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")  # saved in some files, not trained
 
 
 class PretrainedError(ValueError):

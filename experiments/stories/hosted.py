@@ -1,0 +1,113 @@
+"""Any causal language model of Hugging Face as the reward, asked on the host: log p(ending | beginning, middle).
+
+The run's tokens are turned into text and that into the model's own tokens, prompt and ending each by itself and then
+joined: the ending's tokens are the same whatever comes before them, and log r is the sum over these alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from experiments import weights
+from experiments.data import DataError
+from experiments.errors import UserError
+from experiments.stories.words import Vocabulary
+from rtbjax.nets.pretrained import folder as folders
+
+AT_ONCE = 16  # Texts in a forward pass: their logits over GPT-2's vocabulary fill a quarter of a gigabyte.
+
+
+class HostedLanguageModel:
+    """Attributes:
+    fingerprint: changes with the model's weights.
+    """
+
+    def __init__(self, model: str, vocabulary: Vocabulary):
+        """Reads the model and its tokenizer.
+
+        Args:
+          model: a folder (config, tokenizer files, safetensors), or a hub id, which is fetched.
+          vocabulary: of the run's tokens.
+
+        Raises:
+          UserError: torch or transformers are missing.
+          DataError: no such folder or hub id, or none that holds a causal language model.
+        """
+        try:
+            import torch  # pyright: ignore[reportMissingImports]
+            import transformers  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UserError(
+                "config.reward.model needs the packages torch and transformers: "
+                f'pip install -e ".[lm]" ({error.name} is missing).'
+            ) from error
+        try:
+            folder = folders.locate(model)
+        except folders.PretrainedError as error:
+            raise DataError(f"config.reward.model: {error}") from error
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+        except Exception as error:  # Of many kinds, and none of them is about anything but the folder.
+            reason = str(error).strip().partition("\n")[0]
+            raise DataError(f"config.reward.model: {folder} holds no causal language model ({reason}).") from error
+        self._torch, self._vocabulary = torch, vocabulary
+        self.fingerprint = weights.fingerprint({name: p.numpy() for name, p in network.state_dict().items()})
+        self._network = network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def log_reward(self, z: Array, cond: dict[str, Array]) -> Float[np.ndarray, " B"]:
+        """log p(y | x, z) of infills in their stories, on the host."""
+        said = [[self._vocabulary.decode(row) for row in np.asarray(a)] for a in (cond["before"], z, cond["after"])]
+        prompts = [f"{beginning} {middle}".strip() for beginning, middle in zip(*said[:2], strict=True)]
+        return self.log_likelihood(prompts, [f" {ending}" for ending in said[2]])
+
+    def log_likelihood(self, prompts: Sequence[str], endings: Sequence[str]) -> Float[np.ndarray, " B"]:
+        """log p(ending | prompt) of each pair, summed over the tokens of the ending; nats.
+
+        Raises:
+          ValueError: a prompt without tokens, or more tokens than the model takes.
+        """
+        pairs = [
+            (self._tokenizer(prompt).input_ids, self._tokenizer(ending, add_special_tokens=False).input_ids)
+            for prompt, ending in zip(prompts, endings, strict=True)
+        ]
+        longest = getattr(self._network.config, "max_position_embeddings", None)
+        for (prompt, ending), text in zip(pairs, prompts, strict=True):
+            if not prompt:
+                raise ValueError("A language model gives no law of the first token: a prompt is empty.")
+            if longest is not None and len(prompt) + len(ending) > longest:
+                raise ValueError(
+                    f"The language model takes {longest} tokens, and a story has {len(prompt) + len(ending)}: {text!r}."
+                )
+        parts = [self._score(pairs[first : first + AT_ONCE]) for first in range(0, len(pairs), AT_ONCE)]
+        return np.concatenate(parts)
+
+    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> Float[np.ndarray, " b"]:
+        torch = self._torch
+        length = max(len(prompt) + len(ending) for prompt, ending in pairs)
+        tokens, text, asked = (torch.zeros(len(pairs), length, dtype=torch.long) for _ in range(3))
+        for row, (prompt, ending) in enumerate(pairs):
+            whole = len(prompt) + len(ending)
+            tokens[row, :whole] = torch.tensor(prompt + ending)
+            text[row, :whole] = 1
+            asked[row, len(prompt) : whole] = 1
+        tokens, text, asked = (a.to(self._network.device) for a in (tokens, text, asked))
+        with torch.inference_mode():
+            law = self._network(input_ids=tokens, attention_mask=text).logits[:, :-1].float().log_softmax(-1)
+            found = law.gather(-1, tokens[:, 1:, None])[..., 0]
+            return torch.where(asked[:, 1:] == 1, found, 0.0).sum(1).cpu().numpy()
+
+
+def traced(log_reward: Callable[[Any, Any], np.ndarray]) -> Callable[[Array, Any], Array]:
+    """A reward on the host as part of a jitted function."""
+
+    def ask(z, cond):
+        return np.asarray(log_reward(z, cond), np.float32)
+
+    return lambda z, cond: jax.pure_callback(ask, jax.ShapeDtypeStruct(z.shape[:1], jnp.float32), z, cond)

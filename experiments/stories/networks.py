@@ -1,0 +1,67 @@
+"""The networks of a config's stories and their weights.
+
+``prior`` and ``supervised`` are masked transformers of the sizes in ``config.prior``, ``reward`` and
+``supervised_autoregressive`` causal ones of the sizes in ``config.reward``.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from experiments import weights
+from experiments.settings import get
+from experiments.stories import infilling_prior, language_model
+from experiments.stories.corpus import Corpus
+from rtbjax.nets.transformer import CausalTransformer, MaskedTransformer
+
+# Where a config names the weights of each; a run can do without those of baselines.
+FIELDS = {
+    "prior": "prior.weights",
+    "reward": "reward.weights",
+    "supervised": "baselines.supervised",
+    "supervised_autoregressive": "baselines.supervised_autoregressive",
+}
+MASKED = ("prior", "supervised")
+
+
+def masked(config: ConfigDict, found: Corpus) -> MaskedTransformer:
+    p = config.prior
+    return MaskedTransformer(found.vocabulary.size, p.width, p.depth, p.heads)
+
+
+def causal(config: ConfigDict, found: Corpus) -> CausalTransformer:
+    r = config.reward
+    return CausalTransformer(found.vocabulary.size, r.width, r.depth, r.heads)
+
+
+def load(config: ConfigDict, what: str, found: Corpus) -> PyTree:
+    """The weights of one of `FIELDS`.
+
+    Raises:
+      WeightsError: they cannot be read, or are of other sizes, another vocabulary or another head.
+    """
+    init = (
+        partial(infilling_prior.init, masked(config, found))
+        if what in MASKED
+        else partial(language_model.init, causal(config, found))
+    )
+    path = weights.locate(get(config, FIELDS[what]))
+    params = weights.load(path, jax.eval_shape(init, jax.random.key(0)))
+    notes = weights.metadata(path)
+    notes.setdefault("network", "prior" if "head" in notes else "reward")  # Files older than this note.
+    for name, here in notes_of(config, what, found).items():
+        if notes.get(name) != here:
+            raise weights.WeightsError(
+                f"{path} was trained with another {name}: make it anew by --mode=pretrain "
+                f"--config.pretrain.what={what}."
+            )
+    return jax.tree.map(jnp.asarray, params)
+
+
+def notes_of(config: ConfigDict, what: str, found: Corpus) -> dict[str, str]:
+    """What weights must agree with beside their shapes."""
+    notes = {"vocabulary": weights.fingerprint(found.vocabulary.name), "network": what}
+    return notes | ({"head": config.prior.head} if what in MASKED else {})

@@ -186,6 +186,7 @@ def test_weights_of_another_environment_of_the_same_sizes_are_refused(config, tm
         control.build(changed(config, prior__weights=str(path)))
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_is_played(config, tmp_path, capsys):
     done = run.execute(config, tmp_path)
     assert done.summary["data_source"].startswith("hopper: ")

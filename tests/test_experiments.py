@@ -80,7 +80,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("devices, fsdp", [(1, 1), (2, 1), (8, 4)])
+@pytest.mark.parametrize("devices, fsdp", [(1, 1), (2, 1), pytest.param(8, 4, marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch, devices, fsdp):
     config = changed(config, devices=devices, fsdp=fsdp)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -220,6 +220,7 @@ def test_the_gmm_reward_is_bounded_as_declared_and_log_z_is_zero(key):
     assert abs(np.exp(log_r).mean() - 1.0) < 5 * 2 / np.sqrt(len(log_r))
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_every_variation_and_writes_table_and_figure(config, tmp_path, monkeypatch):
     runs = [("RTB", []), ("guided", [("posterior.kind", "classifier_guidance"), ("train.steps", 0)])]
     config.compare = {"runs": runs, "tuned": ["guided"]}

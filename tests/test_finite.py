@@ -91,6 +91,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_in_the_log_and_the_summary_and_survive_a_kill(config, tmp_path, monkeypatch, caplog):
     config = changed(config, train__steps=6, checkpoint__every=3)
     poison(monkeypatch, (1, 2, 4))

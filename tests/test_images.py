@@ -26,6 +26,7 @@ def digits(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["prior", "reward", "value"])
 def test_what_is_pretrained_serves_a_run(what, digits, tmp_path, capsys):
     config = changed(
@@ -65,6 +66,7 @@ def test_the_shipped_value_reads_the_labels_classes_of_noisy_digits():
         assert np.mean(says == np.isin(found.labels[::25], classes)) > 0.9, label
 
 
+@pytest.mark.slow
 def test_one_posterior_for_many_labels(tmp_path):
     """The whole path in small; and the label matters to every part that knows of it."""
     config = changed(

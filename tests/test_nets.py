@@ -130,6 +130,7 @@ def test_classifier_shapes_features_and_head():
     np.testing.assert_allclose(logits[:1], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_noisy_classifier_starts_undecided_on_the_layers_of_a_denoiser(key):
     sizes = dict(patch=2, channels=(4, 8), num_blocks=(1, 1), embed_dim=8, num_heads=2)
     net, unet = NoisyClassifier(**sizes, num_classes=5, squeeze=3, hidden=6), UNet(**sizes)

@@ -22,6 +22,7 @@ def execute(name):
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, verdicts",
     [("quickstart.ipynb", ["consistent", "modes_missing"]), ("own_prior.ipynb", ["consistent"] * 3)],

@@ -89,6 +89,7 @@ def test_lora_selects_layers_by_the_names_of_diffusers(model):
     assert_same(lora.merge(model.params, adapters), model.params)
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_keep_less_for_the_same_gradient(model):
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 2))
 

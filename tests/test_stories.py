@@ -144,6 +144,7 @@ def test_a_prior_of_either_head_learns_the_middles(head, small, tmp_path):
     assert entropy - 0.3 < nats < 0.4 * guessing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["supervised", "supervised_autoregressive"])
 def test_what_learns_from_endings_is_a_set_of_the_run_and_no_prior_or_reward(what, small, config, tmp_path):
     one = changed(small, pretrain__what=what, pretrain__steps=400, pretrain__learning_rate=5e-3)
@@ -202,6 +203,7 @@ def test_noised_middles_are_the_stories_own(domain, config):
     assert domain.conditions.count == config.data.conditions and len(domain.conditions.names) == config.eval.stories
 
 
+@pytest.mark.slow
 def test_the_metrics_tell_the_posterior_from_the_prior(domain, config):
     """Of exact samples of the grammar's p(z | x, y), of its p(z | x), and of what tells no event."""
     found = corpus.load(changed(config, eval__stories=4).data, 1)
@@ -298,6 +300,7 @@ def test_weights_of_another_vocabulary_of_the_same_size_are_refused(config, file
         stories.build(path)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_file_of_stories(small, file, tmp_path):
     """Their endings are too rare for rejection, and their middles are no events."""
     one = changed(small, data__path=str(file), data__min_count=1, data__test_stories=8, pretrain__steps=20)
@@ -318,6 +321,7 @@ def sets_of(metrics):
     return {name for name, values in metrics.items() if isinstance(values, dict)}
 
 
+@pytest.mark.slow
 def test_a_run_of_the_embedded_stories_prints_infills(shipped, tmp_path, capsys):
     done = run.execute(shipped, tmp_path)
     metrics = done.summary["metrics"]
@@ -329,6 +333,7 @@ def test_a_run_of_the_embedded_stories_prints_infills(shipped, tmp_path, capsys)
     assert first[3] in printed and first[4] in printed
 
 
+@pytest.mark.slow
 def test_a_run_from_left_to_right_fine_tunes_the_language_model(shipped, tmp_path):
     """Its prior tells events, being the grammar's; two ways to log Z agree, whatever so few steps have taught."""
     one = changed(shipped, process__reveals="left_to_right", eval__num_samples=200)

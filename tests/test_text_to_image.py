@@ -20,6 +20,7 @@ from rtbjax.nets import pretrained
 from rtbjax.nets.pretrained import PretrainedError, adapters
 
 pytest.importorskip("tokenizers", reason="text to image needs the extra 'text'")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +249,6 @@ def test_only_runs_of_this_domain_are_exported(tmp_path):
         export(tmp_path)
 
 
-@pytest.mark.slow
 def test_a_run_of_several_prompts_with_a_reward_without_a_bound(config, tmp_path):
     several = changed(
         config,

@@ -96,6 +96,7 @@ def test_the_buffers_hold_tokens_and_give_them_back(config):
     np.testing.assert_allclose(batch.log_reward.reshape(4, 12), -np.take_along_axis(cost, ends[..., :1], 2)[..., 0])
 
 
+@pytest.mark.slow
 def test_training_on_every_behaviour_reaches_the_posterior(config, tmp_path):
     here, mesh = domain(), data_mesh(1)
     settings.check(config)

@@ -165,10 +165,15 @@ def test_no_source_can_unpickle(path):
     tree = ast.parse(path.read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
+    assert not names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             assert isinstance(node.value, ast.Constant) and node.value.value is False
+        # PyTorch is asked for rewards; its own files are pickles.
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id.endswith("torch"):
+            assert node.attr not in ("load", "hub", "jit")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("transformers.AutoModel"):
+            assert "use_safetensors=True" in map(ast.unparse, node.keywords)
 
 
 @SHARED_FOLDER

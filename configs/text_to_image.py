@@ -10,8 +10,8 @@ diffusers and was made in the order vae, text, prior, reward by
 
     python experiments/run.py --config=configs/text_to_image.py:vae --mode=pretrain
 
-and so on for :text, :prior and :reward; each says how to put what it made where the next one reads it. (The shipped
-ones were made in sittings, in each of which the rest of the learning rate's schedule was shortened.)
+and so on for :text, :prior and :reward; each says how to put what it made where the next one reads it. (Of the shipped
+ones vae, text and prior were resumed on a shortened schedule: a new training is alike, and not equal.)
 
     python experiments/run.py --config=configs/text_to_image.py:sd15                Stable Diffusion 1.5, by hub id
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from experiments import hosts
 from experiments.errors import UserError
@@ -42,6 +43,18 @@ def plain(value: Any) -> Any:
         return value
     number = value.item() if hasattr(value, "item") else value
     return number if not isinstance(number, float) or math.isfinite(number) else None
+
+
+def config_of(workdir: Path, domain: str, file: str) -> ConfigDict:
+    """The config of a run of a domain, whose configs are in ``file``.
+
+    Raises:
+      UserError: there is none, or it is of another domain.
+    """
+    found = read_json(workdir / "config.json", "train it first")
+    if found is None or found.get("domain") != domain:
+        raise UserError(f"{workdir} holds no run of {file}.")
+    return ConfigDict(found)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -216,6 +216,12 @@ def check_devices(config: ConfigDict, devices: int) -> None:
     )
 
 
+def no_warm_start(config: ConfigDict) -> None:
+    """Raises a ConfigError if a domain without a value is asked for a warm start."""
+    if config.steer.steps:
+        raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+
+
 def one_of(config: ConfigDict, name: str, allowed: tuple) -> None:
     """Raises a ConfigError unless the field has one of the allowed values."""
     value = get(config, name)

@@ -207,7 +207,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_not_put_together(config):
 
 def test_a_workdir_of_another_domain_is_not_played(tmp_path):
     with pytest.raises(UserError, match="holds no run of configs/d4rl.py"):
-        play.config_of(tmp_path)
+        play.scores([tmp_path], 1, 1)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from shrunk import changed
 
 from configs.text_to_image import get_config
-from experiments import loop, run, weights
+from experiments import loop, records, run, weights
 from experiments.domains import text_to_image
 from experiments.errors import ConfigError, UserError
 from experiments.text_to_image import captions, contrastive, networks, rewards
@@ -35,8 +35,8 @@ def folder(tmp_path_factory):
         noise = jax.random.split(key, len(leaves))
         leaves = [a + 0.05 * jax.random.normal(k, a.shape) for k, a in zip(noise, leaves, strict=True)]
         pretrained.save(root / name, model._replace(params=jax.tree.unflatten(tree, leaves)))
-    networks.write_json(root / "scheduler" / "scheduler_config.json", networks.SCHEDULER)
-    networks.write_json(root / "model_index.json", networks.INDEX | {"_trained_on": "nothing"})
+    records.write_json(root / "scheduler" / "scheduler_config.json", networks.SCHEDULER)
+    records.write_json(root / "model_index.json", networks.INDEX | {"_trained_on": "nothing"})
     networks.write_tokenizer(root / "reward" / "tokenizer")
     net = contrastive.towers(networks.TEXT | words, pretrained.tokenizer.load(root))
     contrastive.save(root / "reward", networks.TEXT | words, contrastive.init(net, keys[3]), {})

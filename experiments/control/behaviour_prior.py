@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from experiments import noising
 from rtbjax import Process, schedules
 from rtbjax.nets.mlp import PISNet
 from rtbjax.process import vp
@@ -71,12 +72,8 @@ def loss(params: PyTree, key: Array, latents: Float[Array, "B A"], observations:
     Weighted so, a level counts by its error in u, capped where there is hardly any noise left.
     """
     time_key, noise_key = jax.random.split(key)
-    batch = latents.shape[0]
-    places = (jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(time_key)) / batch
-    t = jnp.floor(places * TRAIN_STEPS)
-    a = jnp.asarray(alpha_bar(), jnp.float32)[t.astype(jnp.int32)]
+    found = noising.noised(alpha_bar(), time_key, noise_key, latents)
+    a = found.level[:, 0]
     snr = a / (1.0 - a)
-    eps = jax.random.normal(noise_key, latents.shape)
-    u = jnp.sqrt(a)[:, None] * latents + jnp.sqrt(1.0 - a)[:, None] * eps
-    squares = jnp.mean((predict(params, u, t, observations) - eps) ** 2, axis=-1)
+    squares = jnp.mean((predict(params, found.x, found.t, observations) - found.eps) ** 2, axis=-1)
     return jnp.mean(jnp.minimum(snr, MAX_WEIGHT) / snr * squares)

@@ -24,18 +24,6 @@ from experiments.errors import UserError
 LATENCY_CALLS = 20
 
 
-def config_of(workdir: Path) -> ConfigDict:
-    """The config of a run.
-
-    Raises:
-      UserError: there is none, or it is of another domain.
-    """
-    found = records.read_json(workdir / "config.json", "train it first")
-    if found is None or found.get("domain") != "control":
-        raise UserError(f"{workdir} holds no run of configs/d4rl.py.")
-    return ConfigDict(found)
-
-
 def same_but_seed(configs: list[ConfigDict]) -> None:
     """Raises a UserError unless the configs differ in their seeds alone."""
     plain = [{name: v for name, v in records.flatten(c.to_dict()).items() if name != "seed"} for c in configs]
@@ -74,7 +62,7 @@ def scores(workdirs: list[Path], episodes: int, candidates: int) -> dict:
     Raises:
       UserError: a run is not finished, of another domain, or not like the first.
     """
-    configs = [config_of(workdir) for workdir in workdirs]
+    configs = [records.config_of(workdir, "control", "configs/d4rl.py") for workdir in workdirs]
     same_but_seed(configs)
     task = control.task_of(configs[0])
     played: dict[str, list[np.ndarray]] = {}

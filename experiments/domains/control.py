@@ -22,7 +22,7 @@ from experiments.domains.base import Conditions, Domain
 from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import get, one_of
+from experiments.settings import get, no_warm_start, one_of
 from experiments.streams import stream
 from rtbjax import Policy, Process, posterior
 from rtbjax.nets.mlp import PISNet, TimeEmbedding
@@ -152,8 +152,7 @@ def check(config: ConfigDict) -> None:
     """Raises a ConfigError on a field of this domain that is not allowed."""
     one_of(config, "posterior.kind", ("correction", "full", "lora"))
     one_of(config, "precision", ("float32",))
-    if config.steer.steps:
-        raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+    no_warm_start(config)
     for name in ("reward.alpha", "posterior.langevin_clip", "process.min_std", "iql.learning_rate"):
         if not get(config, name) > 0:
             raise ConfigError(f"config.{name} must be positive, got {get(config, name)}.")

@@ -10,10 +10,9 @@ from ml_collections import ConfigDict
 
 from experiments import weights
 from experiments.domains.base import Domain
-from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, one_of, other_precision
+from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, denoising_loss, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
@@ -76,8 +75,7 @@ def build(config: ConfigDict) -> Domain:
       WeightsError: the prior's weights cannot be read.
     """
     one_of(config, "posterior.kind", ("full", "classifier_guidance"))
-    if config.steer.steps:
-        raise ConfigError("config.steer.steps must be 0: this domain has no value to start from.")
+    no_warm_start(config)
     net = network(config)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     params = weights.load(weights.locate(config.prior.weights), _abstract_params(net))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from experiments import data, weights
+from experiments import data, noising, weights
 from experiments.domains.base import Conditions, Domain, LogZ, Value
 from experiments.errors import ConfigError
 from experiments.plots import plt
@@ -240,20 +240,12 @@ def make_value(config: ConfigDict) -> Value:
 
 
 def prior_loss(net: UNet, batch: int):
-    """Squared error of v at stratified timesteps of the cosine schedule (Salimans & Ho 2022)."""
-    alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
-    steps = alpha_bar.shape[0]
+    """`noising.v_errors` of images drawn anew."""
 
     def loss(params, key, images):
         pick, time, noise = jax.random.split(key, 3)
         x0 = images[jax.random.randint(pick, (batch,), 0, images.shape[0])]
-        offset = jax.random.uniform(time)
-        t = jnp.floor((jnp.arange(batch, dtype=jnp.float32) + offset) / batch * steps)
-        a = alpha_bar[t.astype(jnp.int32)][:, None, None, None]
-        signal, std = jnp.sqrt(a), jnp.sqrt(1.0 - a)
-        eps = jax.random.normal(noise, x0.shape)
-        v = net.apply({"params": params}, signal * x0 + std * eps, t)
-        return jnp.mean((v - (signal * eps - std * x0)) ** 2)
+        return jnp.mean(noising.v_errors(lambda x, t: net.apply({"params": params}, x, t), time, noise, x0))
 
     return loss
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments import weights
 from experiments.domains.base import Conditions, Domain, rows
 from experiments.errors import ConfigError
-from experiments.settings import get, one_of
+from experiments.settings import get, no_warm_start, one_of
 from experiments.stories import baselines, corpus, hosted, infiller, infilling_prior, language_model, networks, training
 from experiments.stories.corpus import Corpus, Tokens
 from experiments.stories.evaluation import Evaluation
@@ -33,8 +33,7 @@ def check(config: ConfigDict) -> None:
     one_of(config, "prior.head", ("mdlm", "sedd"))
     one_of(config, "process.reveals", ("one_by_one", "independent", "left_to_right"))
     one_of(config, "precision", ("float32",))
-    if config.steer.steps:
-        raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+    no_warm_start(config)
     if config.process.reveals == "left_to_right" and config.behaviour.noised:
         raise ConfigError(
             "config.behaviour.noised must be 0 for config.process.reveals=left_to_right: a middle that is no single "

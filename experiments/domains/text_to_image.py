@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments import data, weights
 from experiments.domains.base import Conditions, Domain, LogZ
 from experiments.errors import ConfigError, checking
-from experiments.settings import PRECISIONS, one_of, other_precision
+from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from experiments.text_to_image import contrastive, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
@@ -44,8 +44,7 @@ def prompts(config: ConfigDict) -> tuple[str, ...]:
 def check(config: ConfigDict) -> None:
     """Raises a ConfigError on a field of this domain that is not allowed."""
     one_of(config, "posterior.kind", ("lora",))
-    if config.steer.steps:
-        raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+    no_warm_start(config)
     terms = config.reward.terms
     for name in terms:
         if not 0.0 <= terms[name] < float("inf"):

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from experiments import weights
+from experiments import records, weights
 from experiments.text_to_image.captions import SIDE
-from experiments.text_to_image.networks import write_json
 from rtbjax.nets.pretrained import clip, tokenizer
 from rtbjax.nets.pretrained import folder as folders
 from rtbjax.nets.pretrained.tokenizer import Tokenizer
@@ -111,7 +110,7 @@ def towers(settings: Mapping[str, Any], words: Tokenizer) -> Towers:
 
 def save(folder: Path, settings: Mapping[str, Any], params: PyTree, notes: dict[str, Any]) -> None:
     """Writes what `load` reads beside the tokenizer, which is there already."""
-    write_json(folder / "config.json", settings)
+    records.write_json(folder / "config.json", settings)
     weights.save(folder / _WEIGHTS, params, notes)
 
 

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from experiments import loop, records
 from experiments.domains import text_to_image
 from experiments.errors import UserError, checking
@@ -24,10 +22,7 @@ def export(workdir: Path) -> Path:
     Raises:
       UserError: there is no finished run of this domain.
     """
-    found = records.read_json(workdir / "config.json", "train it first")
-    if found is None or found.get("domain") != "text_to_image":
-        raise UserError(f"{workdir} holds no run of configs/text_to_image.py.")
-    config = ConfigDict(found)
+    config = records.config_of(workdir, "text_to_image", "configs/text_to_image.py")
     with checking():
         domain = text_to_image.build(config)
     params: Any = loop.restore(config, domain, workdir).params

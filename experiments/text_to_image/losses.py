@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from rtbjax import schedules
+from experiments import noising
 from rtbjax.nets.pretrained.autoencoder import AutoencoderKL
 from rtbjax.types import Denoiser
 
@@ -15,9 +15,9 @@ PIXEL_STD = 0.1  # Of the law of a pixel given its latent: what the autoencoder 
 
 def autoencoder(net: AutoencoderKL, params: PyTree, key: Array, x: Float[Array, "B H W C"]) -> Float[Array, " B"]:
     """Minus the evidence bound (Kingma & Welling 2014) of pictures, in nats per number of a picture."""
-    mean, std = _apply(net, params, x, method="encode")
+    mean, std = encode(net, params, x)
     z = mean + std * jax.random.normal(key, mean.shape)
-    decoded = _apply(net, params, z, method="decode")
+    decoded = decode(net, params, z)
     misfit = jnp.sum((decoded - x) ** 2, axis=(1, 2, 3)) / (2.0 * PIXEL_STD**2)
     divergence = jnp.sum(0.5 * (mean**2 + std**2 - 1.0) - jnp.log(std), axis=(1, 2, 3))
     return (misfit + divergence) / x[0].size
@@ -26,17 +26,17 @@ def autoencoder(net: AutoencoderKL, params: PyTree, key: Array, x: Float[Array, 
 def denoiser(
     apply_fn: Denoiser, params: PyTree, key: Array, z: Float[Array, "B h w Z"], context: Float[Array, "B L E"]
 ) -> Float[Array, " B"]:
-    """Squared error of v at stratified timesteps of the cosine schedule (Salimans & Ho 2022)."""
-    alpha_bar = jnp.asarray(schedules.cosine_alpha_bar(), jnp.float32)
+    """Mean of `experiments.noising.v_errors` over the numbers of each latent."""
     time_key, noise_key = jax.random.split(key)
-    parts = jnp.arange(len(z), dtype=jnp.float32) + jax.random.uniform(time_key)
-    t = jnp.floor(parts / len(z) * len(alpha_bar))
-    kept = alpha_bar[t.astype(jnp.int32)][:, None, None, None]
-    signal, std = jnp.sqrt(kept), jnp.sqrt(1.0 - kept)
-    noise = jax.random.normal(noise_key, z.shape)
-    found = apply_fn(params, signal * z + std * noise, t, context)
-    return jnp.mean((found - (signal * noise - std * z)) ** 2, axis=(1, 2, 3))
+    errors = noising.v_errors(lambda x, t: apply_fn(params, x, t, context), time_key, noise_key, z)
+    return jnp.mean(errors, axis=(1, 2, 3))
 
 
-def _apply(net: Any, params: PyTree, *arguments: Any, **options: Any) -> Any:
-    return net.apply({"params": params}, *arguments, **options)
+def encode(net: AutoencoderKL, params: PyTree, x: Float[Array, "B H W C"]) -> Any:
+    """Means and standard deviations of latents."""
+    return net.apply({"params": params}, x, method="encode")
+
+
+def decode(net: AutoencoderKL, params: PyTree, z: Float[Array, "B h w Z"]) -> Any:
+    """Pictures of latents."""
+    return net.apply({"params": params}, z, method="decode")

@@ -1,11 +1,11 @@
 """The small networks of the embedded pipeline, as configs of diffusers and transformers, and its tokenizer's files."""
 
 import itertools
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from experiments import records
 from experiments.errors import UserError
 from experiments.text_to_image import captions
 
@@ -65,12 +65,6 @@ INDEX: dict[str, Any] = {
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Makes the folder too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
 def write_tokenizer(folder: Path) -> int:
     """Writes the files of a CLIP tokenizer and returns its number of tokens.
 
@@ -89,10 +83,10 @@ def write_tokenizer(folder: Path) -> int:
     merges = _merges(sorted({word for caption in captions.CAPTIONS for word in caption.split()}))
     tokens += dict.fromkeys("".join(pair) for pair in merges)
     tokens += [_BEGIN, _END]
-    write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
+    records.write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-    write_json(
+    records.write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "CLIPTokenizer",

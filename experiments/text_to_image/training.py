@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from experiments import weights
+from experiments import records, weights
 from experiments.data import Images
 from experiments.pretrain import fit
 from experiments.text_to_image import captions, contrastive, losses, networks
@@ -45,8 +45,8 @@ def vae(config: ConfigDict, found: Images, key: Array, workdir: Path) -> dict[st
 
     params = _fit(config, loss, model.params, digits, fit_key, workdir)
     x, _ = captions.draw(test_key, digits, TESTED)
-    mean, _ = _encode(model.module, params, x)
-    error = jnp.mean((_decode(model.module, params, mean) - x) ** 2)
+    mean, _ = losses.encode(model.module, params, x)
+    error = jnp.mean((losses.decode(model.module, params, mean) - x) ** 2)
     scale = float(1.0 / jnp.std(mean))
     pretrained.save(
         workdir / MADE / "vae", model._replace(params=params, config=networks.VAE | {"scaling_factor": scale})
@@ -78,9 +78,9 @@ def reward(config: ConfigDict, found: Images, key: Array, workdir: Path) -> dict
     def draw(key, digits, count):
         choose, paint, level, noise = jax.random.split(key, 4)
         answer = jax.random.randint(choose, (count,), 0, len(captions.CAPTIONS))
-        z, _ = _encode(model.module, model.params, captions.pictures(paint, digits, answer))
+        z, _ = losses.encode(model.module, model.params, captions.pictures(paint, digits, answer))
         std = jax.random.uniform(level, (count, 1, 1, 1), maxval=NOISE)
-        return _decode(model.module, model.params, z + std * jax.random.normal(noise, z.shape)), answer
+        return losses.decode(model.module, model.params, z + std * jax.random.normal(noise, z.shape)), answer
 
     here = workdir / MADE / "reward"
     settings, _, params, measured = _contrastive(config, here, captions.digits(found), draw, key, workdir)
@@ -117,8 +117,8 @@ def prior(config: ConfigDict, found: Images, key: Array, workdir: Path) -> dict[
     error = np.mean([jax.jit(loss)(params, jax.random.fold_in(test_key, i), fresh) for i in range(20)])
     here = workdir / MADE
     pretrained.save(here / "unet", model._replace(params=params))
-    networks.write_json(here / "scheduler" / "scheduler_config.json", networks.SCHEDULER)
-    networks.write_json(here / "model_index.json", networks.INDEX | {"_trained_on": found.source})
+    records.write_json(here / "scheduler" / "scheduler_config.json", networks.SCHEDULER)
+    records.write_json(here / "model_index.json", networks.INDEX | {"_trained_on": found.source})
     return {"squared_error": float(error)}
 
 
@@ -154,16 +154,8 @@ def _latents(model: Model, digits: captions.Digits, key: Array, count: int, batc
     @jax.jit
     def one(key):
         x, answer = captions.draw(key, digits, batch)
-        mean, std = _encode(model.module, model.params, x)
+        mean, std = losses.encode(model.module, model.params, x)
         return mean.astype(jnp.float16), std.astype(jnp.float16), answer
 
     parts = [one(jax.random.fold_in(key, first)) for first in range(0, count, batch)]
     return tuple(jnp.concatenate(column)[:count] for column in zip(*parts, strict=True))
-
-
-def _encode(module: Any, params: PyTree, x: Float[Array, "B H W C"]) -> Any:
-    return module.apply({"params": params}, x, method="encode")
-
-
-def _decode(module: Any, params: PyTree, z: Float[Array, "B h w Z"]) -> Any:
-    return module.apply({"params": params}, z, method="decode")

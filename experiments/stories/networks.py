@@ -51,7 +51,6 @@ def load(config: ConfigDict, what: str, found: Corpus) -> PyTree:
     path = weights.locate(get(config, FIELDS[what]))
     params = weights.load(path, jax.eval_shape(init, jax.random.key(0)))
     notes = weights.metadata(path)
-    notes.setdefault("network", "prior" if "head" in notes else "reward")  # Files older than this note.
     for name, here in notes_of(config, what, found).items():
         if notes.get(name) != here:
             raise weights.WeightsError(

@@ -1,4 +1,4 @@
-"""What the documents say must be so: README's code runs, and every test and file they name exists."""
+"""What the documents say must be so: their code runs, and every test and file they name exists."""
 
 import ast
 import importlib
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def blocks(language, document=ROOT / "README.md"):
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def run(code):
@@ -41,6 +41,15 @@ def test_first_example_gives_a_certificate_in_ten_lines():
 def test_every_block_runs_in_order():
     """Five steps do not train a network and 64 paths are few: the weights say nothing, and say so."""
     assert run("\n".join(blocks("python"))).split()[-1] == "unreliable"
+
+
+GUIDES = sorted((ROOT / "docs" / "howto").glob("*.md"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_the_code_of_a_guide_runs_and_its_assertions_hold(guide):
+    run("\n".join(blocks("python", guide)))
 
 
 def test_commands_are_the_ones_ci_runs():
@@ -69,7 +78,7 @@ def defined_tests(path):
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_named_test_exists(document):
     named = re.findall(r"(test_\w+\.py)::(\w+)", document.read_text())
     missing = [
@@ -93,7 +102,7 @@ def test_every_name_of_the_library_that_is_written_somewhere_exists_after_import
     run(code)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_linked_file_exists(document):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
     assert not [link for link in links if not (document.parent / link).exists()]

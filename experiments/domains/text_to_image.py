@@ -19,7 +19,7 @@ from experiments.domains.base import Conditions, Domain, LogZ
 from experiments.errors import ConfigError, checking
 from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
 from experiments.streams import stream
-from experiments.text_to_image import contrastive, rewards, training
+from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
 from rtbjax import Policy, Process, from_scheduler, posterior
 from rtbjax.nets.pretrained import folder as folders
@@ -51,6 +51,8 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.reward.terms.{name} must be at least 0 and finite, got {terms[name]}.")
     if not any(terms.values()):
         raise ConfigError(f"One of config.reward.terms ({', '.join(terms)}) must be positive.")
+    if terms.clip and not config.reward.clip:
+        raise ConfigError("config.reward.terms.clip needs config.reward.clip: the folder or hub id of a CLIP model.")
     if not 0.0 <= config.prior.guidance < float("inf"):
         raise ConfigError(f"config.prior.guidance must be at least 0 and finite, got {config.prior.guidance}.")
 
@@ -131,12 +133,14 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: a field that is not allowed, or components that do not fit together.
       PretrainedError: a pipeline that is missing, incomplete or not supported.
       WeightsError: the contrastive model cannot be read.
+      DataError, UserError: nor can the CLIP model that is asked on the host.
     """
     check(config)
     asked = prompts(config)
     model = contrastive.load(weights.locate(config.reward.folder))
     alignment, first_choice = rewards.alignment(model, asked)
-    picture_reward = make_reward(config, asked, alignment)
+    clip = hosted.HostedClip(config.reward.clip, asked) if config.reward.terms.clip else None
+    picture_reward = make_reward(config, asked, alignment, clip)
     pipeline = load_pipeline(config)
     prior, process = make_prior(pipeline, asked, config.prior.guidance), make_process(config, pipeline)
     if sum(leaf.size for leaf in jax.tree.leaves(prior.params)) > MANY:
@@ -157,7 +161,8 @@ def build(config: ConfigDict) -> Domain:
         prior=prior,
         posterior=make_posterior(config, process, prior),
         log_reward=log_reward,
-        log_bound=None if config.reward.terms.function else 0.0,  # A log-probability, and minus a size.
+        # A log-probability, and minus a size, are at most 0.
+        log_bound=None if config.reward.terms.function or clip else 0.0,
         fingerprint=weights.fingerprint(
             prior.params,
             pipeline.vae.params,
@@ -167,6 +172,7 @@ def build(config: ConfigDict) -> Domain:
             config.prior.guidance,
             config.reward.terms.to_dict(),
             config.reward.function,
+            *([clip.fingerprint] if clip else []),
             list(asked),
             *other_precision(config),
         ),
@@ -176,14 +182,14 @@ def build(config: ConfigDict) -> Domain:
     )
 
 
-def make_reward(config: ConfigDict, asked: tuple[str, ...], alignment: rewards.PictureReward) -> rewards.PictureReward:
+def make_reward(
+    config: ConfigDict, asked: tuple[str, ...], alignment: rewards.PictureReward, clip: rewards.PictureReward | None
+) -> rewards.PictureReward:
     """The terms whose weights are not 0."""
-    makers = {
-        "contrastive": lambda: alignment,
-        "jpeg": lambda: rewards.jpeg,
-        "function": lambda: rewards.named(config.reward.function, asked),
-    }
-    return rewards.weighted([(weight, makers[name]()) for name, weight in config.reward.terms.items() if weight])
+    terms = config.reward.terms
+    own = rewards.named(config.reward.function, asked) if terms.function else None
+    made = {"contrastive": alignment, "jpeg": rewards.jpeg, "clip": clip, "function": own}
+    return rewards.weighted([(weight, made[name]) for name, weight in terms.items() if weight])
 
 
 def make_conditions(asked: tuple[str, ...]) -> Conditions:

@@ -179,20 +179,21 @@ def report(summary: dict[str, Any]) -> str:
     bounds = f"ELBO {c['elbo']:.3f}" + ("" if c["eubo"] is None else f", EUBO {c['eubo']:.3f}")
     gap = "path-KL unknown" if c["path_kl"] is None else f"path-KL {c['path_kl']:.3f}"
     lines.append(f"       {bounds}; {gap} nats; ESS {c['ess']:.1%}")
-    lines.append(f"verdict: {c['verdict']}. {certificate.VERDICTS[c['verdict']]}")
+    meaning, advice = certificate.VERDICTS[c["verdict"]]
+    lines.append(f"verdict: {c['verdict']}: {meaning}; {advice}.")
     return "\n".join(lines)
 
 
-def summarise(config: ConfigDict, domain: Domain, result: dict[str, Any], training: dict[str, Any], workdir: Path):
-    """Writes ``summary.json``; ``training`` holds ``seconds`` and the number of steps ``skipped``."""
-    summary = {
-        "domain": domain.name,
-        "data_source": domain.data_source,
-        "steps": config.train.steps,
-        **training,
-        "certificate": result["certificate"],
-        "metrics": result["metrics"],
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    records.write_json(workdir / "summary.json", summary)
-    return summary
+def summarise(config: ConfigDict, domain: Domain, result: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """What ``summary.json`` holds; ``training``: ``seconds``, the number of steps ``skipped``, and the provenance."""
+    return records.plain(
+        {
+            "domain": domain.name,
+            "data_source": domain.data_source,
+            "steps": config.train.steps,
+            **training,
+            "certificate": result["certificate"],
+            "metrics": result["metrics"],
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+    )

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -259,6 +260,18 @@ class Metrics:
 def last_logged_step(path: Path) -> int:
     """The last step in ``metrics.jsonl``; 0 if there is none."""
     return int(max((step for step in map(_step, _lines(path)) if math.isfinite(step)), default=0))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of ``metrics.jsonl``; what is no line of a log is left out, as is a value that is no finite number."""
+    lines = [json.loads(line) for line in _lines(path) if finite_number(_step(line))]
+    return [{name: value for name, value in line.items() if finite_number(value)} for line in lines]
+
+
+def finite_number(value: Any) -> bool:
+    """Whether it is one, as opposed to null, a truth value or anything else that JSON can hold."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _lines(path: Path) -> list[str]:

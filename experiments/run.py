@@ -9,6 +9,7 @@ _STARTED = time.monotonic()  # Before the imports, which are part of the wait.
 
 import dataclasses
 import importlib
+import inspect
 import re
 import shlex
 import sys
@@ -21,7 +22,20 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compare, evaluate, exact, hosts, loop, objectives, proposal, records, settings, stopping
+from experiments import (
+    compare,
+    evaluate,
+    exact,
+    hosts,
+    loop,
+    objectives,
+    proposal,
+    provenance,
+    records,
+    report,
+    settings,
+    stopping,
+)
 from experiments.domains.base import Domain, on_mesh, placed
 from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
@@ -58,6 +72,11 @@ def default_workdir() -> Path:
 
 def given_workdir() -> Path:
     return Path(_WORKDIR.value) if _WORKDIR.value else default_workdir()
+
+
+def typed() -> str | None:
+    """The command that was typed; None where there was none, as from a notebook."""
+    return shlex.join(["python", *sys.argv]) if flags.FLAGS.is_parsed() else None
 
 
 def command_elsewhere(workdir: Path) -> str:
@@ -112,9 +131,9 @@ def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finis
         trained = loop.run(config, domain, workdir, mesh, clock)
         known = known or exact.draw(config, domain, mesh)
         result = evaluate.evaluate(config, domain, trained.policy, known, workdir, mesh)
-        training = {"seconds": clock.summary(trained), "skipped": trained.skipped}
-        summary = evaluate.summarise(config, domain, result, training, workdir)
-        return compare.Finished(domain, summary, known)
+        origin = provenance.found(typed())
+        training = {"seconds": clock.summary(trained), "skipped": trained.skipped, "provenance": origin}
+        return compare.Finished(domain, finish(config, domain, result, training, workdir), known)
 
 
 def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finished:
@@ -123,12 +142,24 @@ def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compa
     loop.final_params(workdir)
     domain, mesh = prepare(config)
     before = records.read_summary(workdir) or {}
-    training = {"seconds": before.get("seconds") or clock.summary(None), "skipped": before.get("skipped")}
+    training = {
+        "seconds": before.get("seconds") or clock.summary(None),
+        "skipped": before.get("skipped"),
+        "provenance": {**(before.get("provenance") or {}), "evaluated_by": typed()},
+    }
     with records.locked(workdir):
         policy = on_mesh(loop.restore(config, domain, workdir), mesh)
         known = exact.posterior(config, domain, mesh)
         result = evaluate.evaluate(config, domain, policy, known, workdir, mesh)
-        return compare.Finished(domain, evaluate.summarise(config, domain, result, training, workdir), known)
+        return compare.Finished(domain, finish(config, domain, result, training, workdir), known)
+
+
+def finish(config: ConfigDict, domain: Domain, result: dict, training: dict, workdir: Path) -> dict:
+    """Writes ``report.html`` and, last of all because it says that the run has finished, ``summary.json``."""
+    summary = evaluate.summarise(config, domain, result, training)
+    report.write(workdir, records.plain(config.to_dict()), summary, inspect.getdoc(domain_module(config)) or "")
+    records.write_json(workdir / "summary.json", summary)
+    return summary
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> None:
@@ -170,7 +201,7 @@ def run(_argv) -> None:
     else:
         done = execute(config, workdir, mode, loop.Clock(_STARTED))
         hosts.say(evaluate.report(done.summary))
-        hosts.say(f"{workdir}: samples.png, samples.npz, summary.json, metrics.jsonl, final_params.safetensors")
+        hosts.say(f"{workdir}/report.html shows it all; beside it: samples.npz, summary.json, final_params.safetensors")
 
 
 def main(argv) -> None:

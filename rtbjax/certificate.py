@@ -32,12 +32,35 @@ MAX_PATH_KL = 0.2  # By Pinsker's inequality, a total variation of at most 0.32.
 EVEN_ESS = 0.95  # of weights this even the tail index describes differences that do not matter.
 RESOLUTION = 1e-3  # float32 path sums err by less: intervals of exact estimates that are this near agree.
 
+
+class Verdict(NamedTuple):
+    """What one means, and what to do about it."""
+
+    meaning: str
+    advice: str
+
+
 VERDICTS = {
-    "consistent": "The samples agree with every estimate of log Z; use them as they are.",
-    "importance_weight": "The estimates agree, the samples do not follow the posterior yet: reweight or resample them.",
-    "modes_missing": "The samples miss part of the posterior: log_z_is is below the reference beyond both intervals.",
-    "unreliable": "The weights are too heavy-tailed, or too few, for any statement: train longer or take more paths.",
-    "coverage_unchecked": "No reference log Z is known, so modes the samples never visit would go unnoticed.",
+    "consistent": Verdict(
+        f"the estimates of log Z agree, ESS is at least {MIN_ESS}, path-KL at most {MAX_PATH_KL} nats",
+        "use the samples as they are",
+    ),
+    "importance_weight": Verdict(
+        "the estimates agree, but the samples do not follow the posterior yet",
+        "reweight or resample them (rtbjax.certificate.importance_resample), or train longer",
+    ),
+    "modes_missing": Verdict(
+        "the posterior's paths find less mass than there is: part of it is never sampled",
+        "train with off-policy paths: accepted, noised or replayed ones",
+    ),
+    "unreliable": Verdict(
+        f"heavy-tailed weights, an interval wider than {MAX_INTERVAL} nats, or a reference that is too low",
+        "train longer, or take more paths",
+    ),
+    "coverage_unchecked": Verdict(
+        "no reference log Z is known, so modes that are never sampled would go unnoticed",
+        "give one: of prior samples (rtbjax.from_prior), or a known value",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import safetensors.numpy
@@ -78,13 +79,14 @@ def problems(workdir: Path) -> list[str]:
     found += _metrics_lines(workdir / "metrics.jsonl", config["train"]["steps"])
     if (workdir / "samples.png").read_bytes()[:8] != b"\x89PNG\r\n\x1a\n":
         found.append("samples.png is not a PNG")
+    found += report_problems((workdir / "report.html").read_text(), summary)
     if not safetensors.numpy.load_file(workdir / "final_params.safetensors"):
         found.append("final_params.safetensors is empty")
     return found
 
 
 def _files(workdir: Path) -> list[str]:
-    names = ("config.json", "metrics.jsonl", "summary.json", "final_params.safetensors", "samples.png")
+    names = ("config.json", "metrics.jsonl", "summary.json", "final_params.safetensors", "samples.png", "report.html")
     missing = [name for name in names if not (workdir / name).is_file()]
     checkpoints = workdir / "checkpoints"
     return missing if checkpoints.is_dir() and any(checkpoints.iterdir()) else [*missing, "checkpoints/"]
@@ -125,6 +127,81 @@ def _metrics_lines(path: Path, last: int) -> list[str]:
     before = [0, *(line["skipped"] for line in lines)]
     found = [line for line, skipped in zip(lines, before, strict=False) if line["skipped"] == skipped]
     return [f"metrics.jsonl has no finite loss at step {line['step']}" for line in found if not _finite(line["loss"])]
+
+
+class Page(HTMLParser):
+    """What a page shows.
+
+    Attributes:
+      numbers: ``(value, text)`` of every number, by its name.
+      named: names of what is shown or said not to exist.
+      loads: addresses that the page would load from elsewhere.
+      tags: every start and end of an element, in order.
+      text: all that is read.
+      wrong: elements that do not end where they should, or that HTML does not allow there.
+    """
+
+    VOID = ("img", "link", "meta")
+    # Of these, a paragraph holds none: it would end before them.
+    BLOCKS = ("div", "dl", "p", "table", "figure", "section", "details", "pre", "h1", "h2", "h3")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.numbers: dict[str, tuple[float, str]] = {}
+        self.named, self.loads, self.tags, self.text, self.wrong = set(), [], [], "", []
+        self._open: list[tuple[str, dict]] = []
+        if not text.startswith("<!DOCTYPE html>"):
+            self.wrong.append("no document type")
+        self.feed(text)
+        self.close()
+        self.wrong += [f"<{tag}> does not end" for tag, _ in self._open]
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append(tag)
+        if tag in self.BLOCKS and any(outer == "p" for outer, _ in self._open):
+            self.wrong.append(f"<{tag}> within <p>")
+        if tag == "img" and not found.get("alt"):
+            self.wrong.append("an image that is not described")
+        self.loads += [a for a in (found.get("src"), found.get("href")) if a and not a.startswith("data:")]
+        self.named |= {found["data-name"]} if "data-name" in found else set()
+        if tag not in self.VOID:
+            self._open.append((tag, found))
+
+    def handle_endtag(self, tag):
+        self.tags.append(f"/{tag}")
+        if not self._open or self._open.pop()[0] != tag:
+            self.wrong.append(f"</{tag}> ends what did not start")
+
+    def handle_data(self, data):
+        self.text += data
+        tag, found = self._open[-1] if self._open else ("", {})
+        if tag == "data":
+            self.numbers[found.get("data-name", "")] = float(found["value"]), data
+
+
+def report_problems(text: str, summary: dict) -> list[str]:
+    """What is wrong with a report: not HTML, in need of the network, or without a number of the summary."""
+    page = Page(text)
+    found = [f"report.html: {what}" for what in page.wrong]
+    found += [f"report.html loads {address}" for address in page.loads]
+    for name, value in _leaves(summary):
+        if value is None and name not in page.named and not name.endswith(("_ci", "_source")):
+            found.append(f"report.html does not say why {name} is null")
+        if _finite(value):
+            measured, said = page.numbers.get(name, (math.nan, "nan"))
+            if measured != value or not math.isclose(float(said.replace(",", "")), value, rel_tol=1e-3):
+                found.append(f"report.html says {said} of {name}, which is {value}")
+    return found
+
+
+def _leaves(tree, prefix: str = ""):
+    """Dotted names and values of a tree of dictionaries and lists, without the provenance, which is text."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, (dict, list)):
+            yield from () if key == "provenance" else _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _json(path: Path) -> dict:

@@ -7,6 +7,8 @@ import pytest
 import safetensors.numpy
 from check_workdir import CERTIFICATE, CONFIG, METRICS, OPTIONAL, REFERENCE, problems
 
+from experiments import report
+
 
 def nested(names, value=0):
     tree = {}
@@ -28,6 +30,7 @@ def workdir(tmp_path):
         "domain": "gmm",
         "data_source": "none",
         "steps": 20,
+        "finished": "today",
         "seconds": {"compile": 1.0, "train": 2.0, "total": 3.0},
         "certificate": dict.fromkeys(CERTIFICATE, 0.5)
         | {
@@ -44,6 +47,7 @@ def workdir(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     (tmp_path / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    report.write(tmp_path, config, summary, "About.")
     safetensors.numpy.save_file({"w": np.zeros(1)}, tmp_path / "final_params.safetensors")
     return tmp_path
 
@@ -69,6 +73,16 @@ def test_a_complete_workdir_has_no_problems(workdir):
         ("metrics.jsonl", '"step": 20', '"step": 15', "rise to step 20"),
         ("metrics.jsonl", '"loss": 1.0', '"loss": null', "no finite loss at step 10"),
         ("samples.png", "PNG", "JPG", "not a PNG"),
+        (
+            "summary.json",
+            '"mode_tv": 0.1',
+            '"mode_tv": 0.2',
+            "report.html says 0.1 of metrics.rtb.mode_tv, which is 0.2",
+        ),
+        ("report.html", "<!DOCTYPE html>", "", "no document type"),
+        ("report.html", "</dl>", "", "ends what did not start"),
+        ("report.html", 'href="data:,"', 'href="icon.png"', "loads icon.png"),
+        ("report.html", 'data-name="certificate.elbo"', "", "report.html says nan of certificate.elbo"),
     ],
 )
 def test_what_is_wrong_is_named(workdir, file, old, new, complaint):
@@ -78,7 +92,9 @@ def test_what_is_wrong_is_named(workdir, file, old, new, complaint):
     assert any(complaint in sentence for sentence in problems(workdir))
 
 
-@pytest.mark.parametrize("file", ["config.json", "final_params.safetensors", "samples.png", "checkpoints/20"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "final_params.safetensors", "samples.png", "report.html", "checkpoints/20"]
+)
 def test_what_is_missing_is_named(workdir, file):
     path = workdir / file
     path.rmdir() if path.is_dir() else path.unlink()

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from check_workdir import problems
 from shrunk import assert_same_run, changed, log_of
 from shrunk import gmm as gmm_of
 
@@ -31,12 +32,14 @@ def test_a_run_leaves_its_files_and_a_second_one_finds_it_finished(config, tmp_p
         "config.json",
         "metrics.jsonl",
         "summary.json",
+        "report.html",
         "final_params.safetensors",
         "samples.png",
         "samples.npz",
         "checkpoints",
         "lock",
     }
+    assert problems(workdir) == []
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     second = run.execute(config, workdir)
@@ -44,6 +47,7 @@ def test_a_run_leaves_its_files_and_a_second_one_finds_it_finished(config, tmp_p
     assert second.summary == json.loads((workdir / "summary.json").read_text())
     again = run.execute(config, workdir, "evaluate")
     assert records.plain(again.summary["certificate"]) == records.plain(first.summary["certificate"])
+    assert problems(workdir) == []  # With the report of the evaluation.
     # How long a run took does not change when it is evaluated anew.
     seconds = first.summary["seconds"]
     assert again.summary["seconds"] == seconds

@@ -139,6 +139,7 @@ def evaluate(samples):
             "off_mode_mass": float(nearest_modes(x)[1].mean()),
             "sliced_w2": sliced_w2(x, exact),
             "log_reward": float(np.mean(log_reward(jnp.asarray(x)))),
+            "modes": {f"{a:g}, {b:g}": share for (a, b), share in zip(GRID, mode_weights(x).tolist(), strict=True)},
         }
         for name, x in compared.items()
     }

@@ -361,12 +361,13 @@ def make_evaluate(net, params, log_reward, asked: tuple[str, ...]):
         for name, x in compared.items():
             # Equal sizes: a Fréchet distance grows as samples get fewer.
             x = x[: len(exact)]
-            f = in_batches(features, x)
+            f, predicted = in_batches(features, x), in_batches(predict, x)
             metrics[name] = {
                 "log_reward": float(in_batches(partial(log_r, condition=condition), x).mean()),
                 "diversity": diversity(f),
                 "frechet_to_exact": frechet(f, exact),
-                "accuracy": float(np.isin(in_batches(predict, x), classes(label)).mean()),
+                "accuracy": float(np.isin(predicted, classes(label)).mean()),
+                "classes": {digit: float(np.mean(predicted == int(digit))) for digit in DIGITS},
             }
         return metrics
 

@@ -1,0 +1,192 @@
+"""What ``summary.json`` found, as parts of a page: the certificate in words, the metrics in tables.
+
+Every number is shown under its name there (`pages.number`); where there is none, the page says why.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from experiments import charts, pages, records
+from experiments.pages import Html, tag
+from rtbjax.certificate import MAX_PARETO_K, VERDICTS
+
+# Why a value may be null, by the last part of its name.
+_REASONS = {
+    "log_z_reference": "no reference log Z is known",
+    "log_z_reference_ci": "no reference log Z is known",
+    "path_kl": "no reference log Z is known",
+    "eubo": "r has no declared bound, or no prior path was accepted",
+    "pareto_k": "too few paths, or weights too even, to have a tail",
+    "compile": "the run was not timed",
+    "first_step": "the last sitting took no training step",
+    "train": "the run was not timed",
+    "skipped": "they were not counted",
+    "bleu": "needs nltk, of the extra text",
+    "gleu": "needs nltk, of the extra text",
+    "self_bleu": "needs nltk, of the extra text",
+    "q_minus_reference": "no state has a reference that can be trusted",
+    "q_standardised": "no state has a reference that can be trusted",
+}
+_SCALARS = {
+    "start_excess": "half of it is, about, the path-KL that no training removes: prior and posterior share their start",
+    "start_excess_error": "its standard error",
+    "prior_ess": "effective share of the prior's samples, were they reweighted by r instead",
+}
+
+
+def value(found: Any, name: str) -> Html:
+    """A number or a text of ``summary.json`` by its dotted name there, or why there is none."""
+    if found is None:
+        reason = _REASONS.get(name.rpartition(".")[2], "it was no finite number")
+        return tag("span", f"none: {reason}", class_="reason", data_name=name)
+    return pages.number(found, name) if records.finite_number(found) else pages.escaped(str(found))
+
+
+def verdict(certificate: dict[str, Any]) -> Html:
+    """The verdict, what it means, and what to do about it."""
+    name = certificate["verdict"]
+    meaning, advice = VERDICTS[name]
+    return tag("p", tag("strong", name), f": {meaning}. What to do: {advice}.", class_=f"verdict {name}")
+
+
+def of_certificate(certificate: dict[str, Any]) -> Iterator[Html]:
+    """Every number of the certificate with what it says, and each condition's."""
+    c, samples = certificate, certificate["ess"] * certificate["num_paths"]
+    yield pages.facts(
+        [
+            (
+                "log Z, by importance sampling",
+                *_estimate(c, "log_z_is"),
+                "from ",
+                value(c["num_paths"], "certificate.num_paths"),
+                " fresh paths of the posterior, and blind to what these never visit",
+            ),
+            (
+                "log Z, by the reference",
+                *_estimate(c, "log_z_reference"),
+                *_if_known(c, "log_z_reference", f"without the posterior, by {c['log_z_reference_source']}; "),
+                _agreement(c),
+            ),
+            ("ELBO", *_one(c, "elbo", "mean log-weight of the posterior's paths, a lower bound of log Z")),
+            ("EUBO", *_one(c, "eubo", "mean log-weight of exact posterior paths, an upper bound of log Z")),
+            (
+                "Path-KL",
+                *_one(c, "path_kl", "nats, reference less ELBO: as far as the reference is right, the KL divergence "),
+                *_if_known(c, "path_kl", "of the samples from the posterior is at most this"),
+            ),
+            ("Path-KL of what was visited", *_one(c, "path_kl_lower", "nats, the first log Z less ELBO")),
+            ("ESS", *_one(c, "ess", f"reweighted, the samples are worth about {samples:,.0f} of the posterior")),
+            (
+                "Pareto k",
+                *_one(c, "pareto_k", f"tail index of the weights; above {MAX_PARETO_K} they cannot be trusted"),
+            ),
+        ]
+    )
+    if each := c.get("per_condition"):
+        yield tag("h3", "Each condition")
+        count = {name: sum(one["verdict"] == name for one in each) for name in VERDICTS}
+        verdicts = ", ".join(f"{number} {name}" for name, number in count.items() if number)
+        yield tag("p", f"The numbers above are means over {len(each)} conditions. Their verdicts: {verdicts}.")
+        yield _by_condition(each, "certificate.per_condition")
+
+
+def _one(certificate: dict[str, Any], name: str, words: str) -> Iterator[Any]:
+    yield value(certificate[name], f"certificate.{name}")
+    yield from _if_known(certificate, name, f": {words}")
+
+
+def _estimate(certificate: dict[str, Any], name: str) -> Iterator[Any]:
+    """A number with its interval."""
+    yield value(certificate[name], f"certificate.{name}")
+    if certificate[f"{name}_ci"] is not None:
+        low, high = (value(end, f"certificate.{name}_ci.{i}") for i, end in enumerate(certificate[f"{name}_ci"]))
+        yield from (", with 95 % confidence between ", low, " and ", high, ": ")
+
+
+def _if_known(certificate: dict[str, Any], name: str, words: str) -> Iterator[str]:
+    if certificate[name] is not None:
+        yield words
+
+
+def _agreement(certificate: dict[str, Any]) -> str:
+    if certificate["log_z_reference_ci"] is None:
+        return ""
+    (low, high), (known_low, known_high) = certificate["log_z_is_ci"], certificate["log_z_reference_ci"]
+    if high < known_low or known_high < low:
+        return f"the posterior's paths find {'less' if high < known_low else 'more'}, and the intervals are apart"
+    return "the two intervals overlap"
+
+
+def _by_condition(each: list[dict[str, Any]], where: str) -> Html:
+    """A row for each, which starts with the ``condition`` that it is of."""
+    rows = [records.flatten(_without_lists(one)) for one in each]
+    names = dict.fromkeys(name for row in rows for name in row if name != "condition")
+    named = [{name: (found, f"{where}.{i}.{name}") for name, found in row.items()} for i, row in enumerate(rows)]
+    return _table(zip((row["condition"] for row in rows), named, strict=True), names)
+
+
+def _without_lists(tree: dict[str, Any]) -> dict[str, Any]:
+    """An interval ``[a, b]`` as ``{"0": a, "1": b}``."""
+    return {
+        name: dict(zip(map(str, range(len(found))), found, strict=True)) if isinstance(found, list) else found
+        for name, found in tree.items()
+    }
+
+
+def _table(rows: Iterable[tuple[str, dict[str, tuple[Any, str]]]], columns: Iterable[str]) -> Html:
+    """Rows, each of values with their names by column; what a row does not have stays empty."""
+    columns = list(columns)
+    return pages.table(
+        ["", *columns],
+        ([row, *(value(*of[name]) if name in of else "" for name in columns)] for row, of in rows),
+    )
+
+
+def of_metrics(metrics: dict[str, Any]) -> Iterator[Html]:
+    """Sets of samples side by side, then single numbers, then tables by condition or the like.
+
+    A dictionary of numbers is a set of samples; one of its metrics that is a dictionary itself holds the share of every
+    kind, and is drawn. A dictionary of dictionaries has a row for each, a list one for each condition.
+    """
+    many = {name: found for name, found in metrics.items() if isinstance(found, dict) and _all_dicts(found)}
+    sets = {name: found for name, found in metrics.items() if isinstance(found, dict) and name not in many}
+    if sets:
+        yield from _of_sets(sets)
+    single = {name: found for name, found in metrics.items() if not isinstance(found, (dict, list))}
+    if single:
+        said = {name: f": {words}" for name, words in _SCALARS.items()}
+        yield pages.facts((name, value(found, f"metrics.{name}"), said.get(name, "")) for name, found in single.items())
+    for name, found in many.items():
+        rows = [
+            (row, {column: (one, f"metrics.{name}.{row}.{column}") for column, one in of.items()})
+            for row, of in found.items()
+        ]
+        yield tag("h3", name.capitalize())
+        yield _table(rows, dict.fromkeys(column for of in found.values() for column in of))
+    if each := metrics.get("per_condition"):
+        yield pages.folded("Each condition", _by_condition(each, "metrics.per_condition"))
+
+
+def _all_dicts(found: dict[str, Any]) -> bool:
+    return bool(found) and all(isinstance(one, dict) for one in found.values())
+
+
+def _of_sets(sets: dict[str, dict[str, Any]]) -> Iterator[Html]:
+    names = dict.fromkeys(name for of in sets.values() for name in of)
+    kinds = [name for name in names if any(isinstance(of.get(name), dict) for of in sets.values())]
+    rows = [
+        (name, {one: (of[name], f"metrics.{one}.{name}") for one, of in sets.items() if name in of})
+        for name in names
+        if name not in kinds
+    ]
+    yield _table(rows, sets)
+    for name in kinds:
+        shares = {one: of[name] for one, of in sets.items() if name in of}
+        rows = [
+            (kind, {one: (of[kind], f"metrics.{one}.{name}.{kind}") for one, of in shares.items()})
+            for kind in next(iter(shares.values()))
+        ]
+        yield tag("h3", f"Shares of {name}")
+        yield charts.legend(shares)
+        yield tag("figure", pages.picture(charts.bars(shares), f"Shares of {name}, set by set", "svg+xml"))
+        yield pages.folded("In numbers", _table(rows, shares))

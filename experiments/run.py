@@ -21,7 +21,20 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compare, evaluate, exact, hosts, loop, objectives, proposal, records, settings, stopping
+from experiments import (
+    compare,
+    evaluate,
+    exact,
+    hosts,
+    loop,
+    objectives,
+    proposal,
+    records,
+    selection,
+    settings,
+    stopping,
+    table,
+)
 from experiments.domains.base import Domain, on_mesh, placed
 from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
@@ -85,6 +98,9 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
         domain = domain_module(config).build(config)
         domain = dataclasses.replace(domain, patience=settings.patience(config))
         proposal.check(config, domain)
+        selection.check(config, domain)
+        if config.posterior.start:
+            domain = dataclasses.replace(domain, posterior=loop.started(config, domain))
         objectives.initial_params(config, domain)  # A conditional log Z, where it is asked for, exists.
     return placed(domain, mesh), mesh
 
@@ -164,6 +180,9 @@ def run(_argv) -> None:
         start_distributed()
     if mode == "pretrain":
         pretrain(config, workdir)
+    elif config.table:
+        hosts.say(table.run(config, workdir, execute, mode))
+        hosts.say(f"{workdir}: table.md, table.json, and a folder per method with its label and seed")
     elif config.compare:
         hosts.say(compare.run(config, workdir, execute, mode))
         hosts.say(f"{workdir}: figure.png, comparison.md, comparison.json")

@@ -106,35 +106,54 @@ def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, 
     for method in methods:
         settings.check(cell(config, method, labels[0], seeds[0], workdir)[0])
     claim = config.to_dict() | {"table": {}}
-    records.confirm(workdir, claim, ignore=records.EVALUATION if mode == "evaluate" else ())
-    rows: dict[str, dict[str, dict[int, Row]]] = {}
+    if mode == "evaluate":
+        records.confirm(workdir, claim, ignore=records.EVALUATION)
+        return fill(config, methods, labels, seeds, workdir, execute, mode)
     with records.claimed(workdir, claim):
-        for label in labels:
-            for seed in seeds:
-                for method in methods:
-                    hosts.say(f"== {method.title}, {label}, seed {seed}")
-                    summary = finished(*cell(config, method, label, seed, workdir), execute, mode)
-                    for name, row in rows_of(summary, method.name).items():
-                        rows.setdefault(name, {}).setdefault(label, {})[seed] = row
-                    text = write(config, methods, rows, workdir)
-            show(config, methods, label, seeds[0], workdir, execute)
+        return fill(config, methods, labels, seeds, workdir, execute, mode)
+
+
+def fill(
+    config: ConfigDict,
+    methods: list[Method],
+    labels: list[str],
+    seeds: list[int],
+    workdir: Path,
+    execute: Callable[[ConfigDict, Path, str], Finished],
+    mode: str,
+) -> str:
+    rows: dict[str, dict[str, dict[int, Row]]] = {}
+    text = ""
+    for label in labels:
+        done = None
+        for seed in seeds:
+            for method in methods:
+                hosts.say(f"== {method.title}, {label}, seed {seed}")
+                one, place = cell(config, method, label, seed, workdir)
+                summary = finished(one, place) if mode == "train" else None
+                if summary is None:
+                    done = execute(one, place, mode)
+                    summary = done.summary
+                    jax.clear_caches()  # What one cell compiled no other uses.
+                for name, row in rows_of(summary, method.name).items():
+                    rows.setdefault(name, {}).setdefault(label, {})[seed] = row
+                text = write(config, methods, rows, workdir)
+        # Of a run that is only read if none of them was made now: its domain knows how to plot, and the exact set.
+        done = done or execute(*cell(config, methods[0], label, seeds[0], workdir), mode)
+        show(done, methods, label, seeds[0], workdir)
     return text
 
 
-def finished(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> dict[str, Any]:
-    """The summary of a cell; one that is there is only read, without building anything."""
-    if mode == "train" and records.confirm(workdir, config.to_dict()) and (summary := evaluate.finished(workdir)):
-        return summary
-    summary = execute(config, workdir, mode).summary
-    jax.clear_caches()  # What one cell compiled no other uses.
-    return summary
+def finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """The summary of a cell that is done, read without building anything."""
+    return evaluate.finished(workdir) if records.confirm(workdir, config.to_dict()) else None
 
 
 def rows_of(summary: dict, name: str) -> dict[str, Row]:
     """The row of a method's run, and those of the prior and of exact samples, by name."""
     c, metrics, seconds = summary["certificate"], summary["metrics"], summary["seconds"]
     known = {name: metrics[name] for name in SHOWN if name in metrics}
-    rows: dict[str, Row] = {key: {c: values.get(c) for c in COLUMNS} for key, values in known.items()}
+    rows: dict[str, Row] = {key: {column: of.get(column) for column in COLUMNS} for key, of in known.items()}
     if "prior" in rows:
         rows["prior"] |= {"ess": metrics["prior_ess"], "sample_seconds": seconds["prior_sample"]}
     if "exact" in rows:  # r is at most 1: rejection takes 1 / Z prior samples for each of its own.
@@ -166,7 +185,7 @@ def statistics(cells: dict[str, dict[int, Row]]) -> dict[str, dict[str, float | 
 
     def of(column: str) -> dict[str, float | int | None]:
         known: dict[str, dict[int, float]] = {
-            label: {seed: float(row[column]) for seed, row in runs.items() if row[column] is not None}
+            label: {seed: float(row[column]) for seed, row in runs.items() if row.get(column) is not None}
             for label, runs in cells.items()
         }
         of_labels = [float(np.mean(list(runs.values()))) for runs in known.values() if runs]
@@ -229,11 +248,9 @@ def shown(value: dict) -> str:
     return f"{value['mean']:.3g}{across}" + ("" if value["std_seeds"] is None else f" (± {value['std_seeds']:.2g})")
 
 
-def show(config: ConfigDict, methods: list[Method], label: str, seed: int, workdir: Path, execute: Callable) -> None:
+def show(done: Finished, methods: list[Method], label: str, seed: int, workdir: Path) -> None:
     """``samples-LABEL.png``: the first samples of the prior, of the exact posterior and of every method."""
     panels = {}
-    # Of a finished run, which is only read: its domain knows how to plot, and the exact set.
-    done = execute(*cell(config, methods[0], label, seed, workdir), "train")
     for method in methods:
         with np.load(folder(workdir, method.name, label, seed) / "samples.npz") as file:
             panels = panels or {"prior": file["prior"], "exact": done.domain.shown(done.exact.first())}

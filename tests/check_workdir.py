@@ -94,6 +94,8 @@ def _certificate(values: dict) -> list[str]:
     found = [f"certificate has no {name}" for name in CERTIFICATE if name not in values]
     if found:
         return found
+    if values["verdict"] is None:  # Selected samples.
+        return [] if values.get("reason") else ["certificate has neither a verdict nor a reason"]
     if values["verdict"] not in VERDICTS:
         found.append(f"verdict {values['verdict']!r} is none of {', '.join(VERDICTS)}")
     unknown = [name for name in REFERENCE if values[name] is None]

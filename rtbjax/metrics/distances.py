@@ -53,11 +53,11 @@ def classifier_two_sample(x: Float[np.ndarray, "N d"], y: Float[np.ndarray, "M d
     where the sets agree is ``0.5 / sqrt(2 N)``.
 
     Raises:
-      ValueError: fewer than 4 samples of one kind.
+      ValueError: fewer than 2 samples of one kind.
     """
     size = min(len(x), len(y)) // 2 * 2
-    if size < 4:
-        raise ValueError(f"A two-sample test needs at least 4 samples of each kind, got {len(x)} and {len(y)}.")
+    if size < 2:
+        raise ValueError(f"A two-sample test needs at least 2 samples of each kind, got {len(x)} and {len(y)}.")
     rng = np.random.default_rng(seed)
     both = np.stack([np.asarray(a, np.float64)[rng.permutation(len(a))[:size]] for a in (x, y)])
     spread = both.reshape(2 * size, -1).std(axis=0)

@@ -181,7 +181,7 @@ def run(_argv) -> None:
     if mode == "pretrain":
         pretrain(config, workdir)
     elif config.table:
-        hosts.say(table.run(config, workdir, execute, mode))
+        hosts.say(table.run(config, workdir, execute, mode, prepare))
         hosts.say(f"{workdir}: table.md, table.json, and a folder per method with its label and seed")
     elif config.compare:
         hosts.say(compare.run(config, workdir, execute, mode))

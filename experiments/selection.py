@@ -67,13 +67,13 @@ def draw(key: jax.Array, config: ConfigDict, domain: Domain, posterior: Policy, 
     the posterior, judged by the domain's value if there is one.
     """
     settings = config.eval
-    batches = (_best_of if settings.sampler == "best_of" else _particles)(config, domain, posterior, mesh)
-    parts, log_zs, seconds = [], [], []
-    have = 0
+    best = settings.sampler == "best_of"
+    batch = _best_of(config, domain, mesh) if best else _particles(config, domain, posterior)
+    parts, log_zs, seconds, have = [], [], [], 0
     with hosts.progress(total=settings.num_samples, desc=settings.sampler, unit="sample") as bar:
         while have < settings.num_samples:
             started = time.monotonic()
-            x, log_r, log_z = batches(jax.random.fold_in(key, have))
+            x, log_r, log_z = batch(jax.random.fold_in(key, have))
             parts.append((x, log_r))
             seconds.append((time.monotonic() - started) / len(x))
             log_zs += [] if log_z is None else [log_z]
@@ -83,7 +83,7 @@ def draw(key: jax.Array, config: ConfigDict, domain: Domain, posterior: Policy, 
     return Selected(x, log_r, np.asarray(log_zs) if log_zs else None, min(seconds))
 
 
-def _best_of(config: ConfigDict, domain: Domain, posterior: Policy, mesh: Mesh):
+def _best_of(config: ConfigDict, domain: Domain, mesh: Mesh):
     settings = config.eval
     run = make_rollout(domain.process, (settings.batch_size, *domain.event_shape), mesh)
 
@@ -96,7 +96,7 @@ def _best_of(config: ConfigDict, domain: Domain, posterior: Policy, mesh: Mesh):
     return batch
 
 
-def _particles(config: ConfigDict, domain: Domain, posterior: Policy, mesh: Mesh):
+def _particles(config: ConfigDict, domain: Domain, posterior: Policy):
     beta, shape = config.objective.beta, (config.eval.particles, *domain.event_shape)
     proposal = posterior if config.eval.sampler == "smc_posterior" else None
     value = domain.value if proposal is not None and beta == 1.0 else None

@@ -86,7 +86,13 @@ def folder(workdir: Path, name: str, label: str, seed: int) -> Path:
     return workdir / slug(name) / label / f"seed-{seed}"
 
 
-def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, str], Finished], mode: str) -> str:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    execute: Callable[[ConfigDict, Path, str], Finished],
+    mode: str,
+    check: Callable[[ConfigDict], Any],
+) -> str:
     """Runs what has not finished, class by class, then writes ``table.md``, ``table.json``, ``samples-LABEL.png``.
 
     The table is written anew after every cell, from what there is. ``table.labels``, ``table.seeds`` and
@@ -97,14 +103,17 @@ def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, 
       workdir: see `folder`.
       execute: trains and evaluates one config in one folder, or reads what it left there.
       mode: ``train``, or ``evaluate`` to evaluate each anew.
+      check: raises if the domain of a config cannot be built; asked once for each label.
 
     Raises:
-      ConfigError: a field of any cell, before the first one runs.
+      ConfigError: a field of any cell, or a label, before the first one runs.
     """
     methods = chosen(config)
     labels, seeds = [str(label) for label in config.table.labels], list(config.table.seeds)
     for method in methods:
         settings.check(cell(config, method, labels[0], seeds[0], workdir)[0])
+    for label in labels:
+        check(cell(config, methods[0], label, seeds[0], workdir)[0])
     claim = config.to_dict() | {"table": {}}
     if mode == "evaluate":
         records.confirm(workdir, claim, ignore=records.EVALUATION)

@@ -12,6 +12,7 @@ from shrunk import bare_domain, changed
 from configs import gmm, mnist
 from experiments import loop, records, run, settings, table, weights
 from experiments.compare import Finished
+from experiments.domains import images
 from experiments.errors import ConfigError
 from rtbjax import Policy
 
@@ -64,7 +65,7 @@ class Recorder:
 
 def test_every_cell_is_run_once_and_a_table_may_grow(tmp_path):
     execute = Recorder()
-    table.run(config(), tmp_path, execute, "train")
+    table.run(config(), tmp_path, execute, "train", images.labels)
     folders = [str(folder.relative_to(tmp_path)) for _, folder in execute.ran]
     assert folders == [f"{name}/{label}/seed-0" for label in "37" for name in ("rtb", "smc-rtb", "best-of")]
     asked = {folder: (one.reward.label, one.seed, one.eval.sampler) for one, folder in execute.ran}
@@ -81,22 +82,22 @@ def test_every_cell_is_run_once_and_a_table_may_grow(tmp_path):
     assert list(execute.plotted) == ["prior", "exact", "RTB", "SMC, RTB proposes", "best of 10"]
     assert [(tmp_path / f"samples-{label}.png").exists() for label in "37"] == [True, True]
     before = len(execute.ran)
-    text = table.run(config(), tmp_path, execute, "train")
+    text = table.run(config(), tmp_path, execute, "train", images.labels)
     assert len(execute.ran) == before and text == (tmp_path / "table.md").read_text()
-    table.run(config(table__seeds=(0, 1), table__methods=("best_of",)), tmp_path, execute, "train")
+    table.run(config(table__seeds=(0, 1), table__methods=("best_of",)), tmp_path, execute, "train", images.labels)
     assert [str(folder.relative_to(tmp_path)) for _, folder in execute.ran[before:]] == [
         "best-of/3/seed-1",
         "best-of/7/seed-1",
     ]
     with pytest.raises(records.OtherRun, match="steer.steps: 720 there, 5 here"):
-        table.run(config(steer__steps=5), tmp_path, execute, "train")
+        table.run(config(steer__steps=5), tmp_path, execute, "train", images.labels)
     before = len(execute.ran)
-    table.run(config(eval__batch_size=10), tmp_path, execute, "evaluate")
+    table.run(config(eval__batch_size=10), tmp_path, execute, "evaluate", images.labels)
     assert len(execute.ran) == before + 6
 
 
 def test_what_is_written(tmp_path):
-    text = table.run(config(), tmp_path, Recorder(), "train")
+    text = table.run(config(), tmp_path, Recorder(), "train", images.labels)
     lines = text.splitlines()
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines if "|" in line}
     header = cells.pop("method")
@@ -139,6 +140,7 @@ def test_the_mean_and_its_two_spreads_by_hand():
     [
         (dict(table__methods=("rtb", "ppo")), "methods must be of rtb, smc_rtb, .*, got 'ppo'"),
         (dict(table__methods=("smc_rtb",)), "must hold 'rtb' too: 'smc_rtb' starts from it"),
+        (dict(table__labels=("3", "ten")), "config.reward.label must be 0..9, .* got 'ten'"),
         (dict(table__labels=()), "config.table.labels must not be empty"),
         (dict(eval__particles=1), "config.eval.particles must be at least 2"),
         (dict(behaviour__accepted=0.5, table__methods=("ddpo",)), "ddpo is a policy gradient"),
@@ -146,7 +148,7 @@ def test_the_mean_and_its_two_spreads_by_hand():
 )
 def test_a_table_that_cannot_be_run_is_refused_before_anything_is(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        table.run(config(**changes), tmp_path / "w", Recorder(), "train")
+        table.run(config(**changes), tmp_path / "w", Recorder(), "train", images.labels)
     assert not (tmp_path / "w").exists()
 
 
@@ -181,7 +183,7 @@ def test_a_small_table_of_real_runs(tmp_path):
         table__methods=("rtb", "smc_rtb", "loss_guidance", "best_of"),
         eval__exact_cache=str(tmp_path / "exact"),
     )
-    text = table.run(small, tmp_path / "w", run.execute, "train")
+    text = table.run(small, tmp_path / "w", run.execute, "train", run.prepare)
     found = json.loads((tmp_path / "w" / "table.json").read_text())["methods"]
     assert list(found) == ["prior", "exact", "rtb", "smc_rtb", "loss_guidance", "best_of"]
     one = {name: values["cells"]["7"]["0"] for name, values in found.items()}

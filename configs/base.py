@@ -86,10 +86,13 @@ def base() -> ConfigDict:
     config.posterior = ConfigDict()
     config.posterior.kind = "full"
     config.posterior.learn_variance = False
-    config.posterior.strength = 1.0  # Of classifier_guidance.
+    config.posterior.strength = 1.0  # Of guidance.
+    config.posterior.start = ""  # final_params.safetensors of a finished run to start from; "": from the prior.
 
     # Runs to put side by side: {name: {field: value}}, each a variation of this config.
     config.compare = ConfigDict()
+    # Methods by labels by seeds (`experiments.table`).
+    config.table = ConfigDict()
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500
@@ -103,6 +106,11 @@ def base() -> ConfigDict:
     config.eval.batch_size = 2_000  # Paths rolled out at once, of all conditions together.
     config.eval.exact_samples = 20_000  # In each of two independent exact sets.
     config.eval.recompute_exact = False
+    # Where the evaluated samples are from: paths of the posterior, which have weights and so a certificate, or what is
+    # selected: best_of (of the prior's), smc (the prior proposes), smc_posterior (the posterior proposes).
+    config.eval.sampler = "paths"
+    config.eval.best_of = 10
+    config.eval.particles = 100  # Of each system of smc.
     config.eval.exact_cache = "runs/exact"
 
     config.process = ConfigDict()

@@ -4,6 +4,8 @@
     python experiments/run.py --config=configs/mnist.py --config.reward.label=even --workdir=runs/mnist-even
     python experiments/run.py --config=configs/mnist.py:full                hours; resumes where it was stopped
     python experiments/run.py --config=configs/mnist.py:smoke               the whole path in about a minute
+    python experiments/run.py --config=configs/mnist.py:table2              the paper's table 2, see COST; resumes
+    python experiments/run.py --config=configs/mnist.py:table2_even_odd     its second part
 
 The three networks are shipped. Each is made anew (on --config.data.path=digits.npz, or on what this machine has) by
 
@@ -17,8 +19,9 @@ Expected: see docs/results/mnist.md. Labels: 0..9, even, odd. One posterior for 
 """
 
 from configs.base import base, check_variant
+from configs.published import MNIST, MNIST_EVEN_ODD, beside
 
-VARIANTS = ("", "full", "conditional", "value", "smoke")
+VARIANTS = ("", "full", "conditional", "value", "table2", "table2_even_odd", "table2_smoke", "smoke")
 
 
 def get_config(variant: str = ""):
@@ -41,6 +44,7 @@ def get_config(variant: str = ""):
     config.steer.steps = 720
     config.steer.learning_rate = 1e-2
     config.steer.strength = 1.6
+    config.posterior.num_samples = 10  # Of loss_guidance.
     config.posterior.rank = 8
     config.posterior.select = "kernel"
     config.posterior.network = {"patch": 2, "channels": (16, 64), "num_blocks": (1, 1)}
@@ -77,7 +81,18 @@ def get_config(variant: str = ""):
         config.pretrain.batch_size = 256
         config.pretrain.learning_rate = 1e-3
         config.pretrain.weight_decay = 1e-2
-    if variant == "smoke":
+    if variant.startswith("table2"):
+        even_odd = variant == "table2_even_odd"
+        config.table = {
+            "runs": methods(2 if variant == "table2_smoke" else 160),
+            "methods": (),  # Of these; (): all.
+            "labels": ("even", "odd") if even_odd else tuple("0123456789"),
+            "seeds": (0, 1, 2),
+            "published": beside(MNIST_EVEN_ODD if even_odd else MNIST),
+        }
+        config.eval.num_samples = config.eval.exact_samples
+        config.eval.batch_size = 250
+    if variant in ("smoke", "table2_smoke"):
         config.process.num_steps = 5
         config.train.steps = 6
         config.steer.steps, config.steer.batch_size = 2, 8
@@ -88,4 +103,40 @@ def get_config(variant: str = ""):
         config.behaviour.capacity = config.behaviour.warm_accepted = 32
         config.eval.num_samples = config.eval.batch_size = 128
         config.eval.exact_samples = 32
+    if variant == "table2_smoke":
+        config.table.labels, config.table.seeds = ("7",), (0,)
+        config.behaviour.accepted = 0.0
+        config.train.steps = 2
+        config.eval.num_samples, config.eval.batch_size, config.eval.particles = 40, 40, 20
     return config
+
+
+def methods(policy_steps: int):
+    """Table 2 and more: name, title, the method whose posterior it starts from, and its changes of the config.
+
+    Policy gradients have the parametrisation of RTB and start from the prior. They take more steps, so that they take
+    as long as RTB's warm start and RTB together.
+    """
+    untrained = {"train.steps": 0, "steer.steps": 0}
+    from_prior = {"steer.steps": 0, "train.steps": policy_steps, "train.learning_rate": 2e-3}
+    rows = [
+        ("rtb", "RTB", "", {}),
+        ("smc_rtb", "SMC, RTB proposes", "rtb", untrained | {"eval.sampler": "smc_posterior"}),
+        ("rtb_from_prior", "RTB from the prior", "", from_prior),
+        ("reinforce", "REINFORCE, log r, KL", "", from_prior | {"objective.loss": "reinforce"}),
+        ("dpok", "DPOK, KL 0.1", "", from_prior | {"objective.loss": "dpok", "objective.alpha": 0.1}),
+        ("ddpo", "DDPO", "", from_prior | {"objective.loss": "ddpo"}),
+        ("classifier_guidance", "classifier guidance", "", untrained | {"posterior.kind": "classifier_guidance"}),
+        ("posterior_sampling", "DPS", "", untrained | {"posterior.kind": "posterior_sampling"}),
+        ("loss_guidance", "LGD-MC", "", untrained | {"posterior.kind": "loss_guidance"}),
+        (
+            "smc_guided",
+            "SMC, DPS proposes",
+            "",
+            untrained | {"posterior.kind": "posterior_sampling", "eval.sampler": "smc_posterior"},
+        ),
+        ("smc", "SMC, the prior proposes", "", untrained | {"eval.sampler": "smc"}),
+        ("best_of", "best of 10", "", untrained | {"eval.sampler": "best_of"}),
+    ]
+    # Dots separate fields in a config's names, so the changes are kept as pairs.
+    return [(name, title, after, list(changes.items())) for name, title, after, changes in rows]

@@ -1,5 +1,6 @@
 """After training: fresh paths, the certificate, metrics, plots, ``summary.json``."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +11,12 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import hosts, records
+from experiments import hosts, records, selection
 from experiments.domains.base import Domain, rewarded
 from experiments.exact import Exact
 from experiments.files import replacing
 from experiments.streams import stream
-from rtbjax import Policy, behaviour, certificate, score
+from rtbjax import Certificate, Policy, behaviour, certificate, score
 from rtbjax.train import make_rollout
 
 START_EXCESS_ERRORS = 3.0  # An excess of so many standard errors is taken for one.
@@ -28,11 +29,13 @@ class Paths(NamedTuple):
       x: ``[N, n, E*]``.
       log_reward: ``[N, n]``.
       gap: ``[N, n]``; of the prior's paths ``beta * log_reward``.
+      seconds: per path, of the fastest batch: the first one also compiles.
     """
 
     x: np.ndarray
     log_reward: np.ndarray
     gap: np.ndarray
+    seconds: float
 
 
 def paths(
@@ -49,16 +52,18 @@ def paths(
     """``count`` paths of the posterior (or of the prior) for every evaluated condition."""
     run = make_rollout(domain.process, (batch, *domain.event_shape), mesh)
     total = domain.asked * count
-    parts = []
+    parts, seconds = [], []
     for first in hosts.progress(range(0, total, batch), desc=label, unit="batch"):
+        started = time.monotonic()
         # Beyond the last path, where a batch is not full, more of the last condition.
         cond = domain.evaluated(np.minimum(np.arange(first, first + batch), total - 1) // count)
         trajectory = rewarded(domain, run(jax.random.fold_in(key, first), domain.prior, posterior, cond=cond))
         log_r = hosts.whole(trajectory.log_reward)
         ratio = np.zeros(batch) if trajectory.log_ratio is None else hosts.whole(trajectory.log_ratio).sum(axis=0)
         parts.append((hosts.whole(trajectory.xs[-1]), log_r, ratio + beta * log_r))
+        seconds.append((time.monotonic() - started) / batch)
     joined = (np.concatenate(column)[:total] for column in zip(*parts, strict=True))
-    return Paths(*(a.reshape(domain.asked, count, *a.shape[1:]) for a in joined))
+    return Paths(*(a.reshape(domain.asked, count, *a.shape[1:]) for a in joined), seconds=min(seconds))
 
 
 def exact_gaps(
@@ -121,17 +126,40 @@ def certify(domain: Domain, gaps: np.ndarray, known: Exact, upper: list[np.ndarr
     }
 
 
+def uncertified(selected: selection.Selected, known: Exact, why: str) -> dict[str, Any]:
+    """What ``summary.json`` has in place of the certificate of samples without weights: null but for log Z, and why."""
+    (reference,) = known.log_z
+    none: dict[str, Any] = {field.name: None for field in dataclasses.fields(Certificate)}
+    if selected.log_z is not None:
+        estimate = certificate.from_prior(selected.log_z)
+        none |= {"log_z_is": estimate.log_z, "log_z_is_ci": estimate.interval if len(selected.log_z) > 1 else None}
+    return none | {
+        "log_z_reference": reference.log_z,
+        "log_z_reference_ci": reference.interval,
+        "log_z_reference_source": reference.source,
+        "reason": why,
+    }
+
+
 def evaluate(
     config: ConfigDict, domain: Domain, posterior: Policy, known: Exact, workdir: Path, mesh: Mesh
 ) -> dict[str, Any]:
-    """Certificate and metrics of a trained posterior; writes ``samples.png`` and ``samples.npz``."""
+    """Certificate, metrics and seconds per sample of a posterior; writes ``samples.png`` and ``samples.npz``."""
     settings, beta = config.eval, config.objective.beta
     keys = jax.random.split(stream(config.seed, "evaluate"), 4)
     arguments = dict(count=settings.num_samples, batch=settings.batch_size, beta=beta, mesh=mesh)
-    ours = paths(keys[0], domain, posterior, label="posterior samples", **arguments)
+    if settings.sampler == "paths":
+        ours = paths(keys[0], domain, posterior, label="posterior samples", **arguments)
+        upper = exact_gaps(keys[2], domain, posterior, settings.batch_size, beta, mesh)
+        statement = certify(domain, ours.gap, known, upper)
+        kept = {"log_weight": domain.shown(ours.gap), "log_reward": domain.shown(ours.log_reward)}
+        drawn = domain.shown(ours.x)
+    else:
+        ours = selection.draw(keys[0], config, domain, posterior, mesh)
+        statement = uncertified(ours, known, selection.WHY_UNCERTIFIED[settings.sampler])
+        kept, drawn = {"log_reward": ours.log_reward}, ours.x
     priors = paths(keys[1], domain, None, label="prior samples", **arguments)
-    upper = exact_gaps(keys[2], domain, posterior, settings.batch_size, beta, mesh)
-    samples = {"prior": domain.shown(priors.x), "rtb": domain.shown(ours.x)}
+    samples = {"prior": domain.shown(priors.x), "rtb": drawn}
     if known.samples.shape[1]:
         samples |= {"exact": domain.shown(known.first()), "exact_again": domain.shown(known.second())}
     metrics = domain.evaluate(samples)
@@ -145,12 +173,12 @@ def evaluate(
     with replacing(workdir / "samples.npz") as partial:
         np.savez_compressed(
             partial,
-            x=domain.shown(ours.x),
-            log_weight=domain.shown(ours.gap),
-            log_reward=domain.shown(ours.log_reward),
+            x=drawn,
             prior=domain.shown(priors.x),
+            **kept,
         )
-    return {"certificate": certify(domain, ours.gap, known, upper), "metrics": metrics}
+    seconds = {"sample": ours.seconds, "prior_sample": priors.seconds}
+    return {"certificate": statement, "metrics": metrics, "seconds": seconds}
 
 
 def finished(workdir: Path) -> dict[str, Any] | None:
@@ -171,6 +199,8 @@ def finished(workdir: Path) -> dict[str, Any] | None:
 def report(summary: dict[str, Any]) -> str:
     """The certificate as a person reads it."""
     c = summary["certificate"]
+    if c["verdict"] is None:
+        return f"no certificate: {c['reason']}"
     low, high = c["log_z_is_ci"]
     lines = [f"log Z  {c['log_z_is']:.3f} [{low:.3f}, {high:.3f}] by importance sampling, {c['num_paths']} paths"]
     if c["log_z_reference"] is not None:
@@ -192,6 +222,7 @@ def summarise(config: ConfigDict, domain: Domain, result: dict[str, Any], traini
             "data_source": domain.data_source,
             "steps": config.train.steps,
             **training,
+            "seconds": training["seconds"] | result["seconds"],
             "certificate": result["certificate"],
             "metrics": result["metrics"],
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -21,6 +21,7 @@ _REASONS = {
     "first_step": "the last sitting took no training step",
     "train": "the run was not timed",
     "skipped": "they were not counted",
+    "log_z_is": "these samples estimate none",
     "bleu": "needs nltk, of the extra text",
     "gleu": "needs nltk, of the extra text",
     "self_bleu": "needs nltk, of the extra text",
@@ -43,15 +44,30 @@ def value(found: Any, name: str) -> Html:
 
 
 def verdict(certificate: dict[str, Any]) -> Html:
-    """The verdict, what it means, and what to do about it."""
+    """The verdict, what it means, and what to do about it; or why there is none."""
     name = certificate["verdict"]
+    if name is None:
+        return tag("p", f"No certificate: {certificate['reason']}.", class_="verdict")
     meaning, advice = VERDICTS[name]
     return tag("p", tag("strong", name), f": {meaning}. What to do: {advice}.", class_=f"verdict {name}")
 
 
 def of_certificate(certificate: dict[str, Any]) -> Iterator[Html]:
     """Every number of the certificate with what it says, and each condition's."""
-    c, samples = certificate, certificate["ess"] * certificate["num_paths"]
+    c = certificate
+    if c["verdict"] is None:
+        yield pages.facts(
+            [
+                (
+                    "log Z, of the particles",
+                    *_estimate(c, "log_z_is"),
+                    *_if_known(c, "log_z_is", "the log of the mean of their estimates"),
+                ),
+                ("log Z, by the reference", *_estimate(c, "log_z_reference"), f"by {c['log_z_reference_source']}"),
+            ]
+        )
+        return
+    samples = c["ess"] * c["num_paths"]
     yield pages.facts(
         [
             (

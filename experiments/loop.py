@@ -87,7 +87,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
       WriteError: see `experiments.files.replacing`.
       Terminated: SIGTERM came; what is done is saved.
     """
-    steps = config.train.steps
+    steps, steers = config.train.steps, domain.value is not None and config.steer.steps > 0
     # Order matters: whatever a resumed run repeats must come after the restore, and the step's own key is folded from
     # the seed and the step, so that a resumed run draws what an uninterrupted one would.
     optimizer = optimizers.make(config)
@@ -103,13 +103,13 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     if found is None:
         first, earlier = 0, 0.0
         check_nothing_lost(workdir, config.checkpoint.every)
-        if domain.value is not None:
+        if steers:
             policy = warm_start.run(
                 domain, config.steer, stream(config.seed, "warm start"), workdir / "steer", clock.step_done
             )
             state = train.init_state(state.params | {"policy": policy}, optimizer, mesh)
         buffers = source.init(stream(config.seed, "gather"))
-        if domain.value is not None:  # What took long is not done, and its time not forgotten, twice.
+        if steers:  # What took long is not done, and its time not forgotten, twice.
             checkpoints.save(0, {"state": state, "buffers": buffers, "seconds": np.float64(time.monotonic() - started)})
     else:
         first, saved = found
@@ -246,5 +246,18 @@ def restore(config: ConfigDict, domain: Domain, workdir: Path) -> Policy:
       CheckpointError: the run has not finished.
       experiments.weights.WeightsError: its parameters cannot be read.
     """
-    params: Any = weights.load(final_params(workdir), objectives.initial_params(config, domain))
+    return _loaded(final_params(workdir), config, domain)
+
+
+def started(config: ConfigDict, domain: Domain) -> Policy:
+    """The posterior at its start, with the parameters of ``posterior.start``.
+
+    Raises:
+      experiments.weights.WeightsError: they cannot be read.
+    """
+    return _loaded(Path(config.posterior.start), config, domain)
+
+
+def _loaded(path: Path, config: ConfigDict, domain: Domain) -> Policy:
+    params: Any = weights.load(path, objectives.initial_params(config, domain))
     return domain.posterior.replace(params=params["policy"])

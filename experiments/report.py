@@ -30,6 +30,8 @@ SECONDS = {
     "train": "the training loop and what precedes its first step",
     "compile": "of them tracing and compiling, in the last sitting",
     "first_step": "from the start of the last command to its first step",
+    "sample": "of one sample of the posterior, compilation left out",
+    "prior_sample": "of one sample of the prior, likewise",
 }
 # Settings of patience with a reward, which are no part of what it is.
 PATIENCE = ("retries", "retry_seconds", "timeout")
@@ -51,7 +53,7 @@ def write(workdir: Path, config: dict[str, Any], summary: dict[str, Any], about:
         return
     certificate = summary["certificate"]
     text = pages.page(
-        f"{summary['domain']}: {certificate['verdict']}",
+        f"{summary['domain']}: {certificate['verdict'] or 'no certificate'}",
         tag("h1", f"{summary['domain']}: is it the posterior?"),
         findings.verdict(certificate),
         pages.section("The question", *question(config, summary, about)),

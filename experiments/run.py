@@ -33,8 +33,10 @@ from experiments import (
     provenance,
     records,
     report,
+    selection,
     settings,
     stopping,
+    table,
 )
 from experiments.domains.base import Domain, on_mesh, placed
 from experiments.errors import ConfigError, UserError, checking
@@ -104,6 +106,9 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
         domain = domain_module(config).build(config)
         domain = dataclasses.replace(domain, patience=settings.patience(config))
         proposal.check(config, domain)
+        selection.check(config, domain)
+        if config.posterior.start:
+            domain = dataclasses.replace(domain, posterior=loop.started(config, domain))
         objectives.initial_params(config, domain)  # A conditional log Z, where it is asked for, exists.
     return placed(domain, mesh), mesh
 
@@ -195,6 +200,9 @@ def run(_argv) -> None:
         start_distributed()
     if mode == "pretrain":
         pretrain(config, workdir)
+    elif config.table:
+        hosts.say(table.run(config, workdir, execute, mode, prepare))
+        hosts.say(f"{workdir}: table.md, table.json, and a folder per method with its label and seed")
     elif config.compare:
         hosts.say(compare.run(config, workdir, execute, mode))
         hosts.say(f"{workdir}: figure.png, comparison.md, comparison.json")

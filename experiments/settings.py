@@ -56,10 +56,11 @@ _AT_LEAST = {
         "steer.batch_size",
         "pretrain.steps",
         "pretrain.batch_size",
+        "eval.best_of",
         *_of_each("checkpoint_every"),
     ),
     # A variance, and so every interval, needs two; so does the distance between two sets.
-    2: ("eval.num_samples", "eval.exact_samples"),
+    2: ("eval.num_samples", "eval.exact_samples", "eval.particles"),
 }
 _POSITIVE = (
     "train.learning_rate",
@@ -69,6 +70,7 @@ _POSITIVE = (
     "objective.beta",
     "behaviour.replay_temperature",
     "steer.strength",
+    "posterior.strength",
     *_of_each("learning_rate"),
 )
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # As networks take it: None is that of their inputs.

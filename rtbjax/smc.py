@@ -1,8 +1,9 @@
-"""Sequential Monte Carlo with the prior as its proposal: steering by selection, without training or gradients.
+"""Selection among paths: steering without gradients, and whatever a steered or trained policy still lacks.
 
-Particles follow the prior. Before every step each is worth what log r says of the network's present estimate of its
-x_0; those worth little give way to copies of others (Wu et al. 2023, with the prior's own kernel as proposal). The
-estimates cancel along a path, so that whatever they are, the weights at its end are those of r itself.
+Particles follow a proposal: the prior, a guided policy (Wu et al. 2023), a trained posterior. Before every step each is
+worth a guess of its log h, by default what log r says of the prior's present estimate of its x_0; those worth little
+give way to copies of others. The guesses cancel along a path, so that whatever they are, the weights at its end are
+those of r itself.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from rtbjax.process import Process
 from rtbjax.types import Policy, PRNGKey
@@ -33,6 +34,8 @@ def steer(
     log_reward: Callable[[Array, Any], Array],
     *,
     shape: tuple[int, ...],
+    proposal: Policy | None = None,
+    twist: Callable[[Any, Array, Int[Array, ""], Any], Array] | None = None,
     cond: Any = None,
     beta: float = 1.0,
     threshold: float = 0.5,
@@ -42,9 +45,12 @@ def steer(
     Args:
       key: one key.
       process: the chain; its ``denoise`` gives the estimates.
-      prior: whose kernel proposes.
+      prior: of the posterior that is wanted.
       log_reward: ``(x[N, E*], cond) -> f32[N]``, finite, also of estimates.
       shape: ``(N, *E)``.
+      proposal: whose kernel proposes, with its support that of the prior's; the prior itself if None.
+      twist: the guess of ``log E[r^beta | xs[i]]``, ``(prior output, xs[i], i, cond) -> f32[N]``; log r of the
+        estimate of x_0 if None. With the exact one the exact posterior as proposal gives equal weights.
       cond: the same condition for every particle, with leading axis N, or None.
       beta: the exponent of r.
       threshold: particles are drawn anew when their effective share falls below it, and at the end.
@@ -55,6 +61,22 @@ def steer(
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
     count = shape[0]
+
+    def guess(output, x, i):
+        if twist is not None:
+            return twist(output, x, i, cond)
+        return beta * log_reward(process.denoise(output, x, i), cond)
+
+    def propose(key, output, x, i):
+        """The next states, and the log-ratio of the prior's density there and the proposal's."""
+        law_prior = process.reverse(output, x, i)
+        keys, t = jax.random.split(key, count), process.time(i)
+        if proposal is None:
+            return law_prior.sample(keys), jnp.zeros(count)
+        features = None if proposal.look is None else proposal.look(output, x, t, cond)
+        law = process.reverse(proposal(x, t, cond, features), x, i)
+        x = law.sample(keys)
+        return x, law_prior.log_ratio(law, x)
 
     def select(key, log_w, least):
         """Which particles go on, their log-weights, and what is settled of log Z."""
@@ -67,11 +89,11 @@ def steer(
         x, worth, log_w, log_z = carry
         select_key, step_key = jax.random.split(jax.random.fold_in(key, i))
         output = prior(x, process.time(i), cond)
-        now = beta * log_reward(process.denoise(output, x, i), cond)
+        now = guess(output, x, i)
         index, log_w, settled = select(select_key, log_w + now - worth, threshold)
         x, now, output = jax.tree.map(lambda a: a[index], (x, now, output))
-        x = process.reverse(output, x, i).sample(jax.random.split(step_key, count))
-        return (x, now, log_w, log_z + settled), None
+        x, log_ratio = propose(step_key, output, x, i)
+        return (x, now, log_w + log_ratio, log_z + settled), None
 
     start_key, end_key = jax.random.split(jax.random.fold_in(key, process.num_steps))
     zeros = jnp.zeros(count)
@@ -79,6 +101,15 @@ def steer(
     (x, worth, log_w, log_z), _ = jax.lax.scan(step, carry, jnp.arange(process.num_steps))
     log_w = log_w + beta * log_reward(x, cond) - worth
     return Particles(x[systematic(end_key, jax.nn.softmax(log_w))], log_z + _log_mean(log_w))
+
+
+def best_of(n: int, x: Shaped[Array, "m ..."], log_reward: Float[Array, " m"]) -> Shaped[Array, "m/n ..."]:
+    """Of every n samples in turn that of the highest log r; n must divide their number.
+
+    Not the posterior: the law of the best has the rank of r among n draws where r itself is meant, whatever r's scale.
+    """
+    groups = log_reward.reshape(-1, n)
+    return x[jnp.arange(len(groups)) * n + jnp.argmax(groups, axis=1)]
 
 
 def systematic(key: PRNGKey, share: Float[Array, " N"]) -> Int[Array, " N"]:

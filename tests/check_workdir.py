@@ -96,6 +96,8 @@ def _certificate(values: dict) -> list[str]:
     found = [f"certificate has no {name}" for name in CERTIFICATE if name not in values]
     if found:
         return found
+    if values["verdict"] is None:  # Selected samples.
+        return [] if values.get("reason") else ["certificate has neither a verdict nor a reason"]
     if values["verdict"] not in VERDICTS:
         found.append(f"verdict {values['verdict']!r} is none of {', '.join(VERDICTS)}")
     unknown = [name for name in REFERENCE if values[name] is None]
@@ -183,10 +185,12 @@ class Page(HTMLParser):
 def report_problems(text: str, summary: dict) -> list[str]:
     """What is wrong with a report: not HTML, in need of the network, or without a number of the summary."""
     page = Page(text)
+    certified = summary["certificate"]["verdict"] is not None  # If not, one reason stands for all of its nulls.
     found = [f"report.html: {what}" for what in page.wrong]
     found += [f"report.html loads {address}" for address in page.loads]
     for name, value in _leaves(summary):
-        if value is None and name not in page.named and not name.endswith(("_ci", "_source")):
+        told = name in page.named or not certified and name.startswith("certificate.")
+        if value is None and not told and not name.endswith(("_ci", "_source")):
             found.append(f"report.html does not say why {name} is null")
         if _finite(value):
             measured, said = page.numbers.get(name, (math.nan, "nan"))

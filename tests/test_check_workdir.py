@@ -119,6 +119,17 @@ def test_a_certificate_of_nulls_is_none(workdir):
     assert all(f"certificate.{name} is no" in named for name in set(CERTIFICATE) - {"verdict", *OPTIONAL, *REFERENCE})
 
 
+def test_selected_samples_have_no_verdict_and_say_why(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    for reason, complaints in (
+        ("they have no weights", []),
+        (None, ["certificate has neither a verdict nor a reason"]),
+    ):
+        certificate = dict.fromkeys(CERTIFICATE) | {"reason": reason}
+        (workdir / "summary.json").write_text(json.dumps(summary | {"certificate": certificate}))
+        assert problems(workdir) == complaints
+
+
 def test_nan_is_not_json(workdir):
     (workdir / "summary.json").write_text('{"domain": NaN}')
     with pytest.raises(ValueError, match="NaN is not JSON"):

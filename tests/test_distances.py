@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from rtbjax.metrics import distances
 
@@ -80,3 +81,31 @@ def test_diversity_of_known_features():
     np.testing.assert_allclose(distances.diversity(np.eye(4)), 1.0)
     with pytest.raises(ValueError, match="at least 2"):
         distances.diversity(one[:1])
+
+
+def test_two_samples_of_one_law_are_told_apart_by_chance_alone():
+    rng = np.random.default_rng(0)
+    found = [distances.classifier_two_sample(*rng.normal(size=(2, 400, 8)), seed=seed) for seed in range(20)]
+    assert abs(np.mean(found) - 0.5) < 4 * 0.5 / np.sqrt(20 * 800) and np.std(found) < 0.04
+
+
+def test_two_samples_of_two_normals_are_told_apart_as_well_as_can_be():
+    """One dimension, a mile's scale: the best classifier cuts in the middle, right with probability Phi(shift / 2)."""
+    rng = np.random.default_rng(0)
+    x, y = 1e3 * rng.normal(size=(2_000, 1)), 1e3 * (rng.normal(size=(3_000, 1)) + 2.0)
+    best = scipy.stats.norm.cdf(1.0)
+    assert best - 0.03 < distances.classifier_two_sample(x, y) < best + 0.02
+    assert distances.classifier_two_sample(x, x + 1e5) == 1.0
+
+
+def test_a_lost_mode_and_copies_are_told_apart_where_means_agree():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 2)) + 8.0 * rng.choice([-1.0, 0.0, 1.0], size=(600, 1))
+    middle = rng.normal(size=(600, 2))
+    # Two thirds of x lie where the other has nothing; of the last third and all of the other one in four is x's.
+    assert abs(distances.classifier_two_sample(x, middle) - (1.0 + 2.0 / 3.0) / 2.0) < 0.03
+
+
+def test_a_two_sample_test_of_too_few_is_refused():
+    with pytest.raises(ValueError, match="at least 2 samples of each kind, got 5 and 1"):
+        distances.classifier_two_sample(np.zeros((5, 2)), np.zeros((1, 2)))

@@ -23,7 +23,13 @@ def classifier(process, prior, log_reward, **arguments):
     return guidance.classifier_guidance(prior, log_reward, **arguments)
 
 
-KINDS = pytest.mark.parametrize("make", [classifier, guidance.posterior_sampling], ids=lambda make: make.__name__)
+def monte_carlo(process, prior, log_reward, **arguments):
+    return guidance.loss_guidance(process, prior, log_reward, lambda i: jnp.float32(0.0), num_samples=2, **arguments)
+
+
+KINDS = pytest.mark.parametrize(
+    "make", [classifier, guidance.posterior_sampling, monte_carlo], ids=lambda make: make.__name__
+)
 
 
 @KINDS
@@ -73,3 +79,54 @@ def test_the_score_is_clipped_scaled_per_sample_and_sees_the_condition(make):
     )
     np.testing.assert_array_equal(law.std, base.std)
     assert not jax.tree.leaves(guided.params)
+
+
+def test_the_bias_of_posterior_sampling_and_its_absence_in_loss_guidance():
+    """Gaussian data and log r = c x - q x^2 / 2: log E[r(x_0) | x] has the slope of log r at the mean over 1 + q v."""
+    data, schedule = GaussianData(), respace(linear_alpha_bar(), 10)
+    process = vp.ddpm(schedule, prediction="sample")
+    prior = data.vp(linear_alpha_bar(), "sample")
+    c, q, i = 0.5, 6.0, 4
+    a, t = schedule.alpha_bar[i], process.time(i)
+    variance = data.std**2 * (1.0 - a) / (a * data.std**2 + 1.0 - a)
+    gain = np.sqrt(a) * data.std**2 / (a * data.std**2 + 1.0 - a)
+
+    def log_reward(x, cond):
+        return jnp.sum(c * x - 0.5 * q * x**2, axis=-1)
+
+    x = jnp.asarray([[0.3], [-0.6], [1.4]])
+    slope = gain * (c - q * np.asarray(data.x0(x, np.sqrt(a), np.sqrt(1.0 - a))))
+    exact = slope / (1.0 + q * variance)
+
+    def score(guided):
+        return guided.look(prior(x, t, None), x, t, None)["score"]
+
+    def spread(i):
+        return jnp.float32(np.sqrt(variance))
+
+    np.testing.assert_allclose(score(guidance.posterior_sampling(process, prior, log_reward)), slope, rtol=2e-3)
+    assert q * variance > 0.5  # The factor by which it is wrong is no rounding.
+    many = guidance.loss_guidance(process, prior, log_reward, spread, num_samples=40_000)
+    np.testing.assert_allclose(score(many), exact, rtol=0.03)
+
+
+def test_loss_guidance_has_other_noise_for_other_states_and_scores_what_it_sampled(key):
+    process = sde.brownian_bridge(6, 1.5)
+    prior = Policy(jnp.asarray([0.5, -1.0]), lambda params, x, t, cond: jnp.broadcast_to(params, x.shape))
+
+    def log_reward(x, cond):
+        return -jnp.sum(x**4, axis=-1)
+
+    guided = guidance.loss_guidance(process, prior, log_reward, lambda i: jnp.float32(0.7), num_samples=3)
+    paths = jax.jit(lambda key: rtbjax.rollout(key, process, prior, guided, shape=(32, 2)))(key)
+    again = jax.jit(lambda xs: rtbjax.score(process, prior, xs, None, guided).log_ratio)(paths.xs)
+    np.testing.assert_allclose(again, paths.log_ratio, rtol=1e-4, atol=1e-4)
+    found = np.asarray(guidance._noise_of(jax.random.normal(key, (4_000, 2)), 2))
+    assert found.shape == (2, 4_000, 2) and len(np.unique(found)) > 0.99 * found.size
+    assert abs(found.mean()) < 0.03 and abs(found.std() - 1.0) < 0.03
+    assert np.abs(np.corrcoef(found.transpose(0, 2, 1).reshape(4, -1)) - np.eye(4)).max() < 0.08
+
+
+def test_loss_guidance_without_samples_is_refused():
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        guidance.loss_guidance(sde.brownian_bridge(2, 1.0), Policy({}, None), linear, lambda i: 0.0, num_samples=0)

@@ -118,6 +118,11 @@ def test_a_value_of_r_does_not_steer_a_power_of_r():
         images.build(changed(get_config(), objective__beta=2.0))
 
 
+def test_guidance_has_nothing_to_train():
+    with pytest.raises(ConfigError, match="train.steps must be 0: posterior.kind=loss_guidance has nothing to train"):
+        images.build(changed(get_config(), posterior__kind="loss_guidance"))
+
+
 def test_the_shipped_weights_say_what_they_were_trained_on_and_are_small():
     config = get_config()
     for path in (config.prior.weights, config.reward.weights, config.value.weights):

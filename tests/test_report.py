@@ -28,6 +28,14 @@ CERTIFICATE = {
     "num_paths": 12_000,
     "verdict": "importance_weight",
 }
+UNCERTIFIED = dict.fromkeys(CERTIFICATE) | {
+    "log_z_is": -1.5,
+    "log_z_is_ci": [-1.6, -1.4],
+    "log_z_reference": -1.1,
+    "log_z_reference_ci": [-1.15, -1.05],
+    "log_z_reference_source": "4000 prior samples",
+    "reason": "particles have no weights",
+}
 SUMMARY = {
     "domain": "images",
     "data_source": "digits",
@@ -94,11 +102,23 @@ def written(tmp_path):
             path_kl=None,
             verdict="coverage_unchecked",
         ),
+        SUMMARY | {"certificate": UNCERTIFIED},
+        SUMMARY | {"certificate": UNCERTIFIED | {"log_z_is": None, "log_z_is_ci": None}},
         SUMMARY | {"metrics": {}},
         SUMMARY | {"metrics": {"rtb": {"bleu": None, "log_reward": 0}, "reference": {"trusted": 1}}},
         {**SUMMARY, "seconds": dict.fromkeys(SUMMARY["seconds"]), "skipped": None, "provenance": {}},
     ],
-    ids=["plain", "conditional", "no bound", "no reference", "no metrics", "null metrics", "untimed"],
+    ids=[
+        "plain",
+        "conditional",
+        "no bound",
+        "no reference",
+        "particles",
+        "best of",
+        "no metrics",
+        "null metrics",
+        "untimed",
+    ],
 )
 def test_every_number_of_the_summary_is_shown_and_every_null_explained(written, summary):
     assert report_problems(written(summary), summary) == []
@@ -121,6 +141,10 @@ def test_what_was_asked_and_how_to_get_it_again(written):
     again = SUMMARY | {"provenance": SUMMARY["provenance"] | {"evaluated_by": "python x --mode=evaluate"}}
     assert "python x --mode=evaluate" in Page(written(again)).text
     assert "The command is not known" in Page(written(SUMMARY | {"provenance": {}})).text
+
+
+def test_samples_without_weights_have_no_certificate_and_the_page_says_why(written):
+    assert "No certificate: particles have no weights." in Page(written(SUMMARY | {"certificate": UNCERTIFIED})).text
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.stats
 from test_transformer import randomised
 
-from experiments.stories import baselines, infiller, language_model
+from experiments.stories import infiller, language_model
 from experiments.stories.words import Words
 from rtbjax import left_to_right, rollout
 from rtbjax.nets.transformer import CausalTransformer
@@ -40,12 +40,6 @@ def test_a_language_model_is_sampled_from_its_own_law_until_it_closes_the_senten
     assert found.keys() <= expected.keys()
     observed = [found.get(end, 0) for end in expected]
     assert scipy.stats.chisquare(observed, count * np.array(list(expected.values())), sum_check=False).pvalue > 1e-3
-
-
-def test_the_best_of_every_few():
-    x = jnp.arange(18).reshape(6, 3)
-    best = baselines.best_of(3, x, jnp.array([0.0, 2.0, 1.0, -3.0, -2.0, -1.0]))
-    np.testing.assert_array_equal(best, x[jnp.array([1, 5])])
 
 
 def test_marks_that_close_a_sentence():

@@ -92,7 +92,7 @@ class Domain:
       fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.
       evaluate: samples by name (``prior``, ``rtb``, and where they exist ``exact``, ``exact_again``) to metrics.
       plot: ``(path, samples by title)``; writes a PNG with one panel per set.
-      value: what steers the posterior at first (`experiments.warm_start`), or None.
+      value: what steers the posterior at first (`experiments.warm_start`) and judges particles, or None.
       conditions: None if there is one posterior.
       patience: with a reward that fails: ``retries``, ``retry_seconds`` and ``timeout`` of `rtbjax.rewards.evaluate`.
     """

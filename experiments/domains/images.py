@@ -19,8 +19,8 @@ from experiments.plots import plt
 from experiments.pretrain import fit
 from experiments.settings import PRECISIONS, one_of, other_precision
 from experiments.streams import stream
-from rtbjax import Policy, Process, posterior, schedules
-from rtbjax.metrics.distances import diversity, frechet
+from rtbjax import Policy, Process, guidance, posterior, schedules
+from rtbjax.metrics.distances import classifier_two_sample, diversity, frechet
 from rtbjax.nets.classifier import Classifier
 from rtbjax.nets.unet import UNet
 from rtbjax.nets.value import NoisyClassifier, from_denoiser
@@ -32,6 +32,7 @@ VALUE_LEVELS = 128  # Noise levels the value is trained on, so that it serves sh
 SCORE_SCALE = 0.05  # A score of this size per pixel, in units of 1 / std, is worth about a nat a step.
 DIGITS = tuple(map(str, range(10)))
 GROUPS = {"even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
+GUIDED = ("classifier_guidance", "posterior_sampling", "loss_guidance")  # Nothing to train.
 # Labels that stand for many, with one posterior for all of them.
 CONDITIONAL = {"digits": DIGITS, "parity": tuple(GROUPS), "digits_and_parity": (*DIGITS, *GROUPS)}
 
@@ -86,10 +87,18 @@ def load_classifier(config: ConfigDict):
 def make_process(config: ConfigDict, num_steps: int | None = None) -> Process:
     """The config's chain, or one like it of another length."""
     p = config.process
-    schedule = schedules.respace(schedules.cosine_alpha_bar(), num_steps or p.num_steps, p.spacing)
     return vp.ddpm(
-        schedule, prediction="v_prediction", variance=p.variance, clip_x0=p.clip_x0 or None, min_std=p.min_std
+        respaced(config, num_steps),
+        prediction="v_prediction",
+        variance=p.variance,
+        clip_x0=p.clip_x0 or None,
+        min_std=p.min_std,
     )
+
+
+def respaced(config: ConfigDict, num_steps: int | None = None) -> schedules.Respaced:
+    p = config.process
+    return schedules.respace(schedules.cosine_alpha_bar(), num_steps or p.num_steps, p.spacing)
 
 
 def chosen_classes(asked: tuple[str, ...], cond: Int[Array, " B"] | None) -> Bool[Array, "N 10"]:
@@ -118,11 +127,13 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: an unknown label or parametrisation.
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
-    one_of(config, "posterior.kind", ("full", "lora", "correction", "steered"))
+    one_of(config, "posterior.kind", ("full", "lora", "correction", "steered", *GUIDED))
     asked = labels(config)
     conditional = len(asked) > 1
     if conditional:  # The prior's network has no place for a label.
-        one_of(config, "posterior.kind", ("correction", "steered"))
+        one_of(config, "posterior.kind", ("correction", "steered", *GUIDED))
+    if config.posterior.kind in GUIDED and config.train.steps:
+        raise ConfigError(f"config.train.steps must be 0: posterior.kind={config.posterior.kind} has nothing to train.")
     steers = config.posterior.kind == "steered" and config.steer.steps > 0
     if steers and config.objective.beta != 1.0:
         raise ConfigError(
@@ -141,9 +152,11 @@ def build(config: ConfigDict) -> Domain:
         learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
     elif config.posterior.kind == "correction":
         learner = correction(key, config, process, log_reward)
+    elif config.posterior.kind in GUIDED:
+        learner = guided(config, process, prior, log_reward)
     else:
         learner = steered(key, config, process)
-        value = make_value(config) if steers else None
+        value = make_value(config) if config.objective.beta == 1.0 else None
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
@@ -173,6 +186,29 @@ def build(config: ConfigDict) -> Domain:
         plot=plot,
         value=value,
         conditions=make_conditions(asked) if conditional else None,
+    )
+
+
+def guided(config: ConfigDict, process: Process, prior: Policy, log_reward) -> Policy:
+    """Training-free, by the gradient of ``beta log r``: at the state itself, or through the denoiser."""
+    settings, beta = config.posterior, config.objective.beta
+
+    def tempered(x, cond):
+        return beta * log_reward(x, cond)
+
+    if settings.kind == "classifier_guidance":
+        return guidance.classifier_guidance(prior, tempered, strength=settings.strength)
+    if settings.kind == "posterior_sampling":
+        return guidance.posterior_sampling(process, prior, tempered, strength=settings.strength)
+    # The spread of x_0 given x that data of unit variance would have (Song et al. 2023).
+    noise = jnp.asarray(np.sqrt(1.0 - respaced(config).alpha_bar), jnp.float32)
+    return guidance.loss_guidance(
+        process,
+        prior,
+        tempered,
+        lambda i: noise[i],
+        num_samples=settings.num_samples,
+        strength=settings.strength,
     )
 
 
@@ -355,12 +391,13 @@ def make_evaluate(net, params, log_reward, asked: tuple[str, ...]):
     def of_one(samples, condition: int | None):
         """Each set against the exact one, in the classifier's features."""
         label = asked[condition or 0]
-        exact = in_batches(features, samples["exact"])
         compared = {"prior": samples["prior"], "rtb": samples["rtb"], "exact": samples["exact_again"]}
+        # Equal sizes: a Fréchet distance grows as samples get fewer.
+        size = min(map(len, samples.values()))
+        exact = in_batches(features, samples["exact"][:size])
         metrics = {}
         for name, x in compared.items():
-            # Equal sizes: a Fréchet distance grows as samples get fewer.
-            x = x[: len(exact)]
+            x = x[:size]
             f, predicted = in_batches(features, x), in_batches(predict, x)
             metrics[name] = {
                 "log_reward": float(in_batches(partial(log_r, condition=condition), x).mean()),
@@ -368,6 +405,7 @@ def make_evaluate(net, params, log_reward, asked: tuple[str, ...]):
                 "frechet_to_exact": frechet(f, exact),
                 "accuracy": float(np.isin(predicted, classes(label)).mean()),
                 "classes": {digit: float(np.mean(predicted == int(digit))) for digit in DIGITS},
+                "c2st": classifier_two_sample(f, exact),
             }
         return metrics
 
@@ -384,9 +422,16 @@ def make_evaluate(net, params, log_reward, asked: tuple[str, ...]):
 
 
 def plot(path: Path, panels):
-    """Grids of the first samples of each set, by title, side by side; where there are many labels, a row for each."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.8), squeeze=False)
-    for axis, (title, x) in zip(axes.flat, panels.items(), strict=True):
+    """Grids of the first samples of each set, by title, at most five in a row.
+
+    Where there are many labels, each has a row of a grid.
+    """
+    columns = min(len(panels), 5)
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 4.8 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, x) in zip(axes.flat, panels.items(), strict=False):
         first = x[:100] if x.ndim == 4 else np.concatenate([of_one[:10] for of_one in x])
         axis.imshow(grid(first), cmap="gray", vmin=-1, vmax=1)
         axis.set_title(title)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from experiments import hosts
@@ -21,12 +21,6 @@ LogReward = Callable[[Array, Any], Array]
 Draw = Callable[[Array, dict[str, Array]], Array]  # (key, cond of n paths) -> i32[n, L]
 
 
-def best_of(n: int, x: Int[Array, "m L"], log_r: Float[Array, " m"]) -> Int[Array, "m/n L"]:
-    """Of every n infills in turn that of the highest log r; n must divide their number."""
-    groups = log_r.reshape(-1, n)
-    return x[jnp.arange(len(groups)) * n + jnp.argmax(groups, axis=1)]
-
-
 def of_prior(
     config: ConfigDict, found: Corpus, process: Process, prior: Policy, log_reward: LogReward
 ) -> dict[str, Draw]:
@@ -39,7 +33,7 @@ def of_prior(
         count = config.eval.best_of
         repeated = jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), cond)
         x = rollout(key, process, prior, shape=shape_of(found, repeated), cond=repeated).xs[-1]
-        return best_of(count, x, log_reward(x, repeated))
+        return smc.best_of(count, x, log_reward(x, repeated))
 
     def selected(key, cond):
         beta = config.objective.beta

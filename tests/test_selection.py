@@ -1,0 +1,97 @@
+"""Samples that are selected and not weighted, on a chain whose posterior is known."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from oracles import LinearGaussian, assert_moments
+from shrunk import bare_domain, changed
+
+from configs.gmm import get_config
+from experiments import evaluate, exact, selection
+from experiments.domains.base import Conditions
+from experiments.errors import ConfigError
+from rtbjax.sharding import data_mesh
+
+CHAIN = LinearGaussian(num_steps=5)
+MESH = data_mesh(1)
+
+
+def config(**changes):
+    small = dict(
+        devices=1,
+        process__num_steps=CHAIN.num_steps,
+        behaviour__accepted=0.0,
+        eval__num_samples=900,
+        eval__batch_size=1_000,
+        eval__exact_samples=4_000,
+        eval__particles=500,
+        eval__best_of=10,
+    )
+    return changed(get_config("smoke"), **small | changes)
+
+
+def domain(**fields):
+    return bare_domain(CHAIN, CHAIN.exact, (2,), **fields)
+
+
+@pytest.mark.parametrize("sampler", ["smc", "smc_posterior"])
+def test_particles_are_the_posterior_and_know_log_z(sampler, key):
+    found = selection.draw(key, config(eval__sampler=sampler, eval__num_samples=4_000), domain(), CHAIN.exact, MESH)
+    assert found.x.shape == (4_000, 2) and found.log_z.shape == (8,) and found.seconds > 0
+    np.testing.assert_allclose(found.log_reward, CHAIN.log_reward(found.x), rtol=1e-5, atol=1e-5)
+    assert abs(np.log(np.mean(np.exp(found.log_z))) - CHAIN.log_z) < 0.15
+    paths = selection.make_rollout(CHAIN.process, (4_000, 2), MESH)(key, CHAIN.prior, CHAIN.exact)
+    known = np.asarray(paths.xs[-1])
+    # Particles are not independent.
+    assert_moments(found.x, known.mean(0), known.std(0), slack=0.15)
+
+
+def test_the_best_of_ten_of_the_prior(key):
+    found = selection.draw(key, config(eval__sampler="best_of"), domain(), CHAIN.exact, MESH)
+    assert found.x.shape == (900, 2) and found.log_z is None
+    prior = evaluate.paths(key, domain(), None, count=1_000, batch=1_000, beta=1.0, mesh=MESH, label="prior").log_reward
+    # The mean of the largest of ten normals is 1.5388 standard deviations above theirs.
+    assert abs(found.log_reward.mean() - (prior.mean() + 1.5388 * prior.std())) < 0.15 * prior.std()
+
+
+@pytest.mark.parametrize("sampler", ["smc_posterior", "best_of"])
+def test_selected_samples_have_no_certificate_and_say_why(sampler, tmp_path):
+    one, here = config(eval__sampler=sampler, eval__exact_cache=str(tmp_path / "exact")), domain()
+    known = exact.draw(one, here, MESH)
+    found = evaluate.evaluate(one, here, CHAIN.exact, known, tmp_path, MESH)
+    training = {"seconds": {"total": 1.0}, "skipped": 0}
+    evaluate.summarise(one, here, found, training, tmp_path)
+    written = json.loads((tmp_path / "summary.json").read_text())
+    certificate = written["certificate"]
+    for name in ("elbo", "eubo", "ess", "pareto_k", "path_kl", "path_kl_lower", "num_paths", "verdict"):
+        assert certificate[name] is None, name
+    assert "importance weights" in certificate["reason"] and certificate["reason"] in evaluate.report(written)
+    assert certificate["log_z_reference"] == pytest.approx(known.log_z[0].log_z)
+    if sampler == "best_of":
+        assert certificate["log_z_is"] is None and certificate["log_z_is_ci"] is None
+    else:
+        assert abs(certificate["log_z_is"] - CHAIN.log_z) < 0.15
+        low, high = certificate["log_z_is_ci"]
+        assert low < certificate["log_z_is"] < high
+    assert written["seconds"].keys() == {"total", "sample", "prior_sample"}
+    with np.load(tmp_path / "samples.npz") as file:
+        assert "log_weight" not in file and file["x"].shape == (900, 2)
+
+
+@pytest.mark.parametrize(
+    "changes, fields, message",
+    [
+        (dict(eval__sampler="mcmc"), {}, "must be one of paths, best_of, smc, smc_posterior, got 'mcmc'"),
+        (dict(eval__sampler="best_of", eval__best_of=7), {}, "best_of must divide config.eval.batch_size=1000, got 7"),
+        (
+            dict(eval__sampler="smc"),
+            dict(conditions=Conditions(jax.numpy.arange(2), jax.numpy.arange(2), ("a", "b"))),
+            "must be paths: this domain has conditions",
+        ),
+    ],
+)
+def test_a_sampler_that_does_not_fit_is_refused(changes, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        selection.check(config(**changes), domain(**fields))

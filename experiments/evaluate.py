@@ -73,7 +73,7 @@ def exact_gaps(
 
     None where none was accepted.
     """
-    if domain.log_bound is None:
+    if domain.log_bound is None or domain.rare:
         return [None] * domain.asked
     roll, accept = jax.random.split(key)
     index = np.resize(np.arange(domain.asked), count)
@@ -160,6 +160,9 @@ def evaluate(
         kept, drawn = {"log_reward": ours.log_reward}, ours.x
     priors = paths(keys[1], domain, None, label="prior samples", **arguments)
     samples = {"prior": domain.shown(priors.x), "rtb": drawn}
+    for name, policy in domain.baselines.items():
+        # By the keys of our own paths: the same noise makes a fairer comparison.
+        samples[name] = domain.shown(paths(keys[0], domain, policy, label=f"{name} samples", **arguments).x)
     if known.samples.shape[1]:
         samples |= {"exact": domain.shown(known.first()), "exact_again": domain.shown(known.second())}
     metrics = domain.evaluate(samples)
@@ -167,6 +170,7 @@ def evaluate(
     metrics |= {"start_excess": excess, "start_excess_error": error}
     metrics["prior_ess"] = float(np.mean([certificate.effective_sample_size(gap) for gap in priors.gap]))
     titles = {"prior": "prior", "rtb": "RTB posterior", "exact": "exact posterior"}
+    titles |= {name: name.upper() for name in domain.baselines}
     with replacing(workdir / "samples.png") as partial:
         domain.plot(partial, {title: samples[name] for name, title in titles.items() if name in samples})
     # In full precision: a log-weight belongs to the very sample.

@@ -55,8 +55,10 @@ def posterior(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
 def cached(config: ConfigDict, domain: Domain) -> Exact | None:
     """The set of an earlier run, or the shipped one; None if there is none, it is damaged, or it is to be remade.
 
-    One that some host cannot read is drawn anew by all.
+    One that some host cannot read is drawn anew by all. Where r is too rare nothing is to be had.
     """
+    if domain.rare:
+        return Exact(np.zeros((domain.asked, 0, *domain.event_shape), domain.dtype), (None,) * domain.asked)
     found = _found(config, domain)
     return found if hosts.agreed(found is not None) else None
 

@@ -50,7 +50,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0; as --coordinator.", lower_bound=0)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "What to do.")
 
-DOMAINS = ("gmm", "images", "control", "stories", "text_to_image")
+DOMAINS = ("gmm", "images", "inverse", "control", "stories", "text_to_image")
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
 # How the types of fields are called in a message, by what their parsers say of a value of another type.

@@ -3,6 +3,7 @@
 from rtbjax import behaviour as behaviour
 from rtbjax import certificate as certificate
 from rtbjax import guidance as guidance
+from rtbjax import inverse as inverse
 from rtbjax import kernels as kernels
 from rtbjax import lora as lora
 from rtbjax import losses as losses

@@ -108,6 +108,47 @@ def loss_guidance(
     return Policy({}, _steer, look)
 
 
+def reconstruction(
+    process: Process,
+    prior: Policy,
+    log_reward: Callable[[Array, Any, Array], Array],
+    spread: Float[Array, " T"],
+    *,
+    clip: float = 100.0,
+) -> Policy:
+    """The gradient of log r at an estimate of x0 that is known to be uncertain, as of pseudo-inverse guidance.
+
+    A step of standard deviation s should move its mean m by ``s^2`` times the gradient, in m, of the log of the mean of
+    r over all that may follow. The estimate of x0 at m stands for what may follow, its errors for white noise
+    (Song et al. 2023): exact up to the step size where the law of x0 given the state is normal with just these errors.
+    Costs one more forward and one backward pass of the prior a step.
+
+    Args:
+      process: the chain.
+      prior: frozen.
+      log_reward: differentiable ``(x0, cond, std) -> f32[B]``, the log of the mean of r under white noise of that
+        standard deviation in x0, as `rtbjax.inverse.log_likelihood` gives it.
+      spread: standard deviation of x0 given ``xs[i]``; see `denoising_errors`.
+      clip: bound on every entry of the gradient.
+    """
+    last = process.num_steps - 1
+
+    def look(output, x, t, cond):
+        i = process.step_at(t)
+        after = jnp.minimum(i + 1, last)
+
+        def worth(mean):
+            estimate = process.denoise(prior(mean, process.time(after), cond), mean, after)
+            # The last step's own state is the data.
+            return jnp.sum(log_reward(jnp.where(i == last, mean, estimate), cond, spread[i]))
+
+        law: Any = process.reverse(output, x, i)
+        gradient = jax.grad(worth)(law.mean)
+        return {"output": output, "score": jnp.clip(gradient, -clip, clip)}
+
+    return Policy({}, _steer, look)
+
+
 def _noise_of(x: Array, count: int) -> Array:
     """Standard normals ``[count, B, E*]`` from the bits of each state: other noise for another state."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(x.shape[0], -1)
@@ -117,6 +158,16 @@ def _noise_of(x: Array, count: int) -> Array:
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), digest)
     draw = jax.vmap(lambda key: jax.random.normal(key, (count, *x.shape[1:]), jnp.float32), out_axes=1)
     return draw(keys)
+
+
+def denoising_errors(process: Process, prior: Policy, xs: Float[Array, "T+1 B *E"], cond: Any = None) -> Array:
+    """What each state leaves open: root mean square errors of x0's estimates on the prior's own paths, ``f32[T]``."""
+
+    def step(_, i):
+        estimate = process.denoise(prior(xs[i], process.time(i), cond), xs[i], i)
+        return None, jnp.sqrt(jnp.mean((estimate - xs[-1]) ** 2))
+
+    return jax.lax.scan(step, None, jnp.arange(process.num_steps))[1]
 
 
 def _steer(params, x, t, cond, features):

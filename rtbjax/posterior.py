@@ -1,6 +1,6 @@
 """Parametrisations of the posterior. Each takes a prior and gives the `Policy` to train.
 
-All of them start *as* the prior: corrections, adapters and variance heads are zero at first, so that the log-ratio
+All but `guided` start *as* the prior: corrections, adapters and variance heads are zero at first, so that the log-ratio
 of every path is 0 at first and the residual ``log Z - beta log r``.
 """
 
@@ -92,6 +92,25 @@ def value_guided(params: PyTree, log_h: Callable[[PyTree, Array, Array, Any], Ar
         return jax.grad(lambda x: jnp.sum(log_h(params, x, t, cond)))(x)
 
     return steered(params, score)
+
+
+def guided(guide: Policy, params: PyTree, change: Callable[[PyTree, Array, Array, Any, Steered], Array]) -> Policy:
+    """A training-free guide (`rtbjax.guidance`) with a score that is trained: it starts as the guide, not as the prior.
+
+    Args:
+      guide: without parameters; its ``look`` computes the score.
+      params: of ``change``.
+      change: ``(params, x, t, cond, guided output) -> score``, that of the guide at first.
+
+    Returns:
+      A policy with ``look``: paths carry the guide's score, and training never runs the prior.
+    """
+
+    def apply_fn(params, x, t, cond, features):
+        steered = guide(x, t, cond, features)
+        return steered._replace(score=change(params, x, t, cond, steered))
+
+    return Policy(params, apply_fn, guide.look)
 
 
 def langevin(

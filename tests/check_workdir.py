@@ -51,6 +51,7 @@ METRICS = {
         "sets": ("prior", "rtb", "exact"),
         "names": ("log_reward", "diversity", "frechet_to_exact", "accuracy"),
     },
+    "inverse": {"sets": ("prior", "rtb", "dps"), "names": ("log_reward", "misfit", "std_seen")},
     "control": {"sets": ("prior", "rtb"), "names": ("q",)},
     "stories": {"sets": ("prior", "rtb"), "names": ("log_reward", "distinct_1", "distinct_2")},
     "text_to_image": {"sets": ("prior", "rtb"), "names": ("log_reward", "accuracy", "diversity")},

@@ -32,7 +32,7 @@ def call(*arguments):
         ([], "--config is required"),
         (
             ["--config=configs/gmm.py", "--config.domain=audio"],
-            "must be one of gmm, images, control, stories, text_to_image, got 'audio'",
+            "must be one of gmm, images, inverse, control, stories, text_to_image, got 'audio'",
         ),
         (["--config=configs/gmm.py", "--config.prior.weights=none", "--workdir={tmp}/runs/w"], "no weights file"),
         (["--config=configs/gmm.py", "--mode=evaluate", "--workdir={tmp}/runs/w"], "train it first"),

@@ -93,7 +93,7 @@ def test_one_posterior_for_many_labels(tmp_path):
     # Exact samples are of their own label.
     assert all(one["exact"]["log_reward"] > one["prior"]["log_reward"] for one in metrics["per_condition"])
     domain = done.domain
-    x = jnp.asarray(done.exact.samples[:, :8].reshape(16, *images.SHAPE))
+    x = jnp.asarray(done.exact.samples[:, :8].reshape(16, *images.shape(config)))
     right, wrong = jnp.repeat(jnp.arange(2), 8), jnp.repeat(1 - jnp.arange(2), 8)
     assert (domain.log_reward(x, right) > domain.log_reward(x, wrong)).mean() > 0.8
     # As after training: at the start the last layer is zero, and so is the score.
@@ -102,7 +102,7 @@ def test_one_posterior_for_many_labels(tmp_path):
     moved = [a + 0.1 * jax.random.normal(k, a.shape) for k, a in zip(noise, leaves, strict=True)]
     params = jax.tree.unflatten(tree, moved)
     paths = rollout(
-        jax.random.key(0), domain.process, domain.prior, shape=(4, *images.SHAPE), look=domain.posterior.look
+        jax.random.key(0), domain.process, domain.prior, shape=(4, *images.shape(config)), look=domain.posterior.look
     )
     features = jax.tree.map(lambda f: f[2], paths.features)
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"objective"},
     {"train"},
 ]
-LEAVES = {"losses", "partition", "replay", "lora", "rewards", "sharding", "nets", "metrics"}
+LEAVES = {"losses", "partition", "replay", "lora", "rewards", "inverse", "sharding", "nets", "metrics"}
 LEAVES_USED_BY = {
     "posterior": {"lora"},
     "objective": {"losses", "partition"},

@@ -90,10 +90,13 @@ class Domain:
       log_reward: log r, ``(x, cond) -> f[B]``.
       log_bound: declared bound on log r, or None.
       fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.
-      evaluate: samples by name (``prior``, ``rtb``, and where they exist ``exact``, ``exact_again``) to metrics.
+      evaluate: samples by name (``prior``, ``rtb``, the baselines, and where they exist ``exact``, ``exact_again``) to
+        metrics.
       plot: ``(path, samples by title)``; writes a PNG with one panel per set.
       value: what steers the posterior at first (`experiments.warm_start`) and judges particles, or None.
       conditions: None if there is one posterior.
+      rare: r is too rare under the prior for exact samples by rejection, and for a reference log Z from prior samples.
+      baselines: training-free policies, by name, whose samples are evaluated beside ours.
       patience: with a reward that fails: ``retries``, ``retry_seconds`` and ``timeout`` of `rtbjax.rewards.evaluate`.
     """
 
@@ -110,6 +113,8 @@ class Domain:
     plot: Callable[[Path, Samples], None]
     value: Value | None = None
     conditions: Conditions | None = None
+    rare: bool = False
+    baselines: dict[str, Policy] = dataclasses.field(default_factory=dict)
     patience: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

@@ -21,25 +21,32 @@ from experiments.settings import PRECISIONS, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, Process, guidance, posterior, schedules
 from rtbjax.metrics.distances import classifier_two_sample, diversity, frechet
-from rtbjax.nets.classifier import Classifier
+from rtbjax.nets.classifier import Classifier, ResNet
 from rtbjax.nets.unet import UNet
 from rtbjax.nets.value import NoisyClassifier, from_denoiser
 from rtbjax.process import vp
 from rtbjax.train import make_rollout
 
-SHAPE = (28, 28, 1)
 VALUE_LEVELS = 128  # Noise levels the value is trained on, so that it serves shorter chains of any length.
 SCORE_SCALE = 0.05  # A score of this size per pixel, in units of 1 / std, is worth about a nat a step.
-DIGITS = tuple(map(str, range(10)))
-GROUPS = {"even": (0, 2, 4, 6, 8), "odd": (1, 3, 5, 7, 9)}
 GUIDED = ("classifier_guidance", "posterior_sampling", "loss_guidance")  # Nothing to train.
-# Labels that stand for many, with one posterior for all of them.
-CONDITIONAL = {"digits": DIGITS, "parity": tuple(GROUPS), "digits_and_parity": (*DIGITS, *GROUPS)}
+CLASSIFIERS = {"mnist": Classifier, "cifar10": ResNet}
+
+
+def shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Of an image, ``[H, W, C]``."""
+    return image_set(config).shape
+
+
+def image_set(config: ConfigDict) -> data.ImageSet:
+    """What images of ``data.set`` are."""
+    one_of(config, "data.set", tuple(data.SETS))
+    return data.SETS[config.data.set]
 
 
 def classes(label: str) -> tuple[int, ...]:
-    """The classes of one label."""
-    return GROUPS[label] if label in GROUPS else (int(label),)
+    """The classes of one label: a number, a name, or a group of classes."""
+    return (int(label),) if label in data.NUMBERS else data.CLASSES[label]
 
 
 def labels(config: ConfigDict) -> tuple[str, ...]:
@@ -48,14 +55,12 @@ def labels(config: ConfigDict) -> tuple[str, ...]:
     Raises:
       ConfigError: not a label.
     """
-    label = config.reward.label
-    if label in CONDITIONAL:
-        return CONDITIONAL[label]
-    if label not in (*DIGITS, *GROUPS):
-        many = ", ".join(map(repr, CONDITIONAL))
-        raise ConfigError(
-            f"config.reward.label must be 0..9, 'even', 'odd', or for many at once {many}, got {label!r}."
-        )
+    label, known = config.reward.label, image_set(config)
+    if label in known.many:
+        return known.many[label]
+    if label not in (*data.NUMBERS, *known.labels):
+        single, many = (", ".join(map(repr, names)) for names in (known.labels, known.many))
+        raise ConfigError(f"config.reward.label must be 0..9, {single}, or for many at once {many}, got {label!r}.")
     return (label,)
 
 
@@ -72,16 +77,49 @@ def abstract_params(module, *inputs):
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
+def small_unet(config: ConfigDict, out_channels: int, num_classes: int | None = None) -> UNet:
+    """The network of a posterior that builds on the prior."""
+    dtype = PRECISIONS[config.precision]
+    return UNet(out_channels=out_channels, num_classes=num_classes, dtype=dtype, **config.posterior.network)
+
+
+def load(config: ConfigDict, what: str, like):
+    """Weights of the ``prior`` or the ``reward``.
+
+    Raises:
+      WeightsError: they cannot be read; if there are none, by which command they are made.
+    """
+    path = weights.locate(config[what].weights)
+    if not path.is_file():
+        command = f"python experiments/run.py --config=configs/{config.data.set}.py --mode=pretrain"
+        option = "" if what == "prior" else f" --config.pretrain.what={what}"
+        raise weights.WeightsError(f"There is no weights file {path}; it is made by: {command}{option}")
+    return weights.load(path, like)
+
+
 def load_unet(config: ConfigDict):
     net = unet(config)
-    like = abstract_params(net, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))
-    return net, weights.load(weights.locate(config.prior.weights), like)
+    like = abstract_params(net, blank(config, 1), jnp.float32(0.0))
+    return net, load(config, "prior", like)
+
+
+def load_prior(config: ConfigDict) -> Policy:
+    net, params = load_unet(config)
+    return Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
+
+
+def trained_on(config: ConfigDict) -> str:
+    """What the prior's weights say of it."""
+    return weights.metadata(weights.locate(config.prior.weights)).get("trained_on", "unknown")
+
+
+def make_classifier(config: ConfigDict) -> Classifier | ResNet:
+    return CLASSIFIERS[config.data.set](**config.reward.get("network", {}))
 
 
 def load_classifier(config: ConfigDict):
-    net = Classifier()
-    like = abstract_params(net, jnp.zeros((1, *SHAPE)))
-    return net, weights.load(weights.locate(config.reward.weights), like)
+    net = make_classifier(config)
+    return net, load(config, "reward", abstract_params(net, blank(config, 1)))
 
 
 def make_process(config: ConfigDict, num_steps: int | None = None) -> Process:
@@ -139,9 +177,8 @@ def build(config: ConfigDict) -> Domain:
         raise ConfigError(
             "config.steer.steps must be 0 unless config.objective.beta is 1: the value is that of r itself."
         )
-    net, params = load_unet(config)
+    prior = load_prior(config)
     classifier, classifier_params = load_classifier(config)
-    prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
     log_reward = make_log_reward(classifier, classifier_params, asked)
     key = stream(config.seed, "posterior")
     process = make_process(config)
@@ -165,18 +202,17 @@ def build(config: ConfigDict) -> Domain:
             return table["log_std"][process.step_at(t)][None]
 
         learner = posterior.learned_std(learner, table, head)
-    trained_on = weights.metadata(weights.locate(config.prior.weights)).get("trained_on", "unknown")
     return Domain(
         name="images",
-        data_source=f"prior trained on {trained_on}",
+        data_source=f"prior trained on {trained_on(config)}",
         process=process,
-        event_shape=SHAPE,
+        event_shape=shape(config),
         prior=prior,
         posterior=learner,
         log_reward=jax.jit(log_reward),
         log_bound=0.0,
         fingerprint=weights.fingerprint(
-            params,
+            prior.params,
             classifier_params,
             config.process.to_dict(),
             *(list(classes(label)) for label in asked),
@@ -231,16 +267,20 @@ def correction(key, config: ConfigDict, process: Process, log_reward) -> Policy:
     def apply_fn(params, x, t, cond, seen):
         return net.apply({"params": params}, jnp.concatenate([x, seen], axis=-1), t, cond)
 
-    params = jax.jit(net.init)(key, jnp.zeros((1, *SHAPE[:2], 3 * SHAPE[-1])), jnp.float32(0.0))["params"]
+    params = jax.jit(net.init)(key, blank(config, 3), jnp.float32(0.0))["params"]
     return posterior.correction(params, apply_fn, look=look)
+
+
+def blank(config: ConfigDict, images: int) -> Array:
+    """As many images as one, along the channels."""
+    rows, cols, channels = shape(config)
+    return jnp.zeros((1, rows, cols, images * channels))
 
 
 def labelled_unet(config: ConfigDict) -> UNet:
     """A smaller U-Net, which knows the label where there are several."""
     asked = labels(config)
-    num_classes = len(asked) if len(asked) > 1 else None
-    dtype = PRECISIONS[config.precision]
-    return UNet(out_channels=SHAPE[-1], num_classes=num_classes, dtype=dtype, **config.posterior.network)
+    return small_unet(config, shape(config)[-1], len(asked) if len(asked) > 1 else None)
 
 
 def steered(key, config: ConfigDict, process: Process) -> Policy:
@@ -253,7 +293,7 @@ def steered(key, config: ConfigDict, process: Process) -> Policy:
         seen = jnp.concatenate([x, process.denoise(output, x, i)], axis=-1)
         return SCORE_SCALE / law.std * net.apply({"params": params}, seen, t, cond)
 
-    params = jax.jit(net.init)(key, jnp.zeros((1, *SHAPE[:2], 2 * SHAPE[-1])), jnp.float32(0.0))["params"]
+    params = jax.jit(net.init)(key, blank(config, 2), jnp.float32(0.0))["params"]
     return posterior.steered(params, score)
 
 
@@ -264,8 +304,8 @@ def make_value(config: ConfigDict) -> Value:
     classifier hesitates between them.
     """
     net = NoisyClassifier(**config.prior.network)
-    like = abstract_params(net, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))
-    params = weights.load(weights.locate(config.value.weights), like)
+    like = abstract_params(net, blank(config, 1), jnp.float32(0.0))
+    params = load(config, "value", like)
     asked = labels(config)
 
     def log_h(params, x, t, cond):
@@ -275,18 +315,25 @@ def make_value(config: ConfigDict) -> Value:
     return Value(params, log_h)
 
 
-def prior_loss(net: UNet, batch: int):
-    """`noising.v_errors` of images drawn anew."""
+def mirrored(key: Array, images: Array) -> Array:
+    """Each image or its mirror image, by lot."""
+    turned = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(turned, images[:, :, ::-1], images)
+
+
+def prior_loss(net: UNet, batch: int, mirror: bool):
+    """`noising.v_errors` of images drawn anew, mirrored by lot where that leaves them what they are."""
 
     def loss(params, key, images):
         pick, time, noise = jax.random.split(key, 3)
         x0 = images[jax.random.randint(pick, (batch,), 0, images.shape[0])]
+        x0 = mirrored(jax.random.fold_in(pick, 1), x0) if mirror else x0
         return jnp.mean(noising.v_errors(lambda x, t: net.apply({"params": params}, x, t), time, noise, x0))
 
     return loss
 
 
-def classifier_loss(net: Classifier, batch: int, max_noise: float = 0.2):
+def classifier_loss(net: Classifier | ResNet, batch: int, mirror: bool, max_noise: float = 0.2):
     """Cross-entropy on noisy, shifted images: the last diffusion step leaves noise, and r must read through it."""
 
     def loss(params, key, data):
@@ -295,6 +342,7 @@ def classifier_loss(net: Classifier, batch: int, max_noise: float = 0.2):
         index = jax.random.randint(pick, (batch,), 0, images.shape[0])
         std = jax.random.uniform(level, (batch, 1, 1, 1), maxval=max_noise)
         x = jnp.roll(images[index], jax.random.randint(shift, (2,), -1, 2), (1, 2))
+        x = mirrored(jax.random.fold_in(shift, 1), x) if mirror else x
         logits = net.apply({"params": params}, x + std * jax.random.normal(noise, x.shape))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[index]).mean()
 
@@ -324,12 +372,11 @@ def value_loss(net: NoisyClassifier, process: Process, batch: int):
 
 
 def value_data(config: ConfigDict, images, key):
-    """``(images, class probabilities)`` of prior samples and of digits with the noise such samples keep."""
-    net, params = load_unet(config)
+    """``(images, class probabilities)`` of prior samples and of images with the noise such samples keep."""
+    prior = load_prior(config)
     classifier, classifier_params = load_classifier(config)
-    prior = Policy(params, lambda params, x, t, cond: net.apply({"params": params}, x, t))
     batch = config.eval.batch_size
-    roll = make_rollout(make_process(config), (batch, *SHAPE))
+    roll = make_rollout(make_process(config), (batch, *shape(config)))
     probabilities = jax.jit(lambda x: jax.nn.softmax(classifier.apply({"params": classifier_params}, x)))
 
     def labelled(batches):
@@ -347,29 +394,31 @@ def value_data(config: ConfigDict, images, key):
 def pretrain(config: ConfigDict, workdir: Path) -> None:
     """Trains the prior, or by ``pretrain.what`` the classifier or the value, and writes weights to the workdir."""
     one_of(config, "pretrain.what", ("prior", "reward", "value"))
-    settings = config.pretrain
+    settings, known = config.pretrain, image_set(config)
     if settings.what == "value" and (settings.paths < 1 or settings.batch_size < 2):
         raise ConfigError("config.pretrain.paths must be at least 1 and config.pretrain.batch_size at least 2.")
-    found = data.mnist(config.data.path)
+    found = data.load(config.data.set, config.data.path)
     images, labels = jnp.asarray(found.images), jnp.asarray(found.labels)
     init_key, data_key, fit_key = jax.random.split(stream(config.seed, "pretrain"), 3)
     x, t = images[:1], jnp.float32(0.0)
     if settings.what == "prior":
         net = unet(config)
         params = net.init(init_key, x, t)["params"]
-        loss, source = prior_loss(net, settings.batch_size), images
+        loss, source = prior_loss(net, settings.batch_size, known.mirrors), images
     elif settings.what == "reward":
-        net = Classifier()
+        net = make_classifier(config)
         params = net.init(init_key, x)["params"]
-        loss, source = classifier_loss(net, settings.batch_size), (images, labels)
+        loss, source = classifier_loss(net, settings.batch_size, known.mirrors), (images, labels)
     else:
         net = NoisyClassifier(**config.prior.network)
         params = from_denoiser(net.init(init_key, x, t)["params"], load_unet(config)[1])
         loss = value_loss(net, make_process(config, VALUE_LEVELS), settings.batch_size)
         source = value_data(config, images, data_key)
-    params = fit(loss, params, source, settings, key=fit_key, workdir=workdir, label=f"mnist {settings.what}")
-    path = workdir / f"mnist_{'classifier' if settings.what == 'reward' else settings.what}.safetensors"
-    trained_on = f"{len(images)} digits from {found.source}"
+    label = f"{config.data.set} {settings.what}"
+    params = fit(loss, params, source, settings, key=fit_key, workdir=workdir, label=label)
+    made = "classifier" if settings.what == "reward" else settings.what
+    path = workdir / f"{config.data.set}_{made}.safetensors"
+    trained_on = f"{len(images)} {known.nouns} from {found.source}"
     if settings.what == "value":
         trained_on += f" and {settings.paths} samples of the prior"
     weights.save(path, params, {"trained_on": trained_on, "steps": settings.steps})
@@ -404,7 +453,7 @@ def make_evaluate(net, params, log_reward, asked: tuple[str, ...]):
                 "diversity": diversity(f),
                 "frechet_to_exact": frechet(f, exact),
                 "accuracy": float(np.isin(predicted, classes(label)).mean()),
-                "classes": {digit: float(np.mean(predicted == int(digit))) for digit in DIGITS},
+                "classes": {digit: float(np.mean(predicted == int(digit))) for digit in data.NUMBERS},
                 "c2st": classifier_two_sample(f, exact),
             }
         return metrics
@@ -433,7 +482,7 @@ def plot(path: Path, panels):
         axis.axis("off")
     for axis, (title, x) in zip(axes.flat, panels.items(), strict=False):
         first = x[:100] if x.ndim == 4 else np.concatenate([of_one[:10] for of_one in x])
-        axis.imshow(grid(first), cmap="gray", vmin=-1, vmax=1)
+        axis.imshow(0.5 + 0.5 * np.clip(grid(first), -1.0, 1.0), cmap="gray", vmin=0, vmax=1)
         axis.set_title(title)
         axis.axis("off")
     figure.tight_layout()

@@ -1,0 +1,83 @@
+"""CIFAR-10: a diffusion prior over small pictures, the posterior one class under a classifier's likelihood.
+
+Weights of the two networks are not shipped yet. They are made, on --config.data.path=FILE.npz (arrays images, uint8
+[N, 32, 32, 3], and labels in 0..9), on the folder cifar-10-batches-bin of the binary version, or on what TFDS has
+prepared, by
+
+    python experiments/run.py --config=configs/cifar10.py --mode=pretrain                                the prior
+    python experiments/run.py --config=configs/cifar10.py --mode=pretrain --config.pretrain.what=reward  the classifier
+
+each of which says how to use what it made. After that RTB needs no pictures:
+
+    python experiments/run.py --config=configs/cifar10.py --config.reward.label=cat
+
+Labels: airplane, ..., truck or 0..9, vehicle, animal. The whole path in about a minute, with networks too small and too
+shortly trained to be of use, which are shipped:
+
+    python experiments/run.py --config=configs/cifar10.py:smoke
+
+Cost: see docs/results/cifar10.md. No posterior of the full-size networks has been measured.
+"""
+
+from configs.base import base, check_variant
+
+VARIANTS = ("", "smoke")
+
+
+def get_config(variant: str = ""):
+    check_variant("configs/cifar10.py", variant, VARIANTS)
+    config = base()
+    config.domain = "images"
+    config.data.set = "cifar10"
+    config.prior = {
+        "weights": "weights/cifar10_prior.safetensors",
+        "network": {"patch": 2, "channels": (64, 128, 128), "num_blocks": (1, 1, 1)},
+    }
+    config.reward.label = "cat"
+    config.reward.weights = "weights/cifar10_classifier.safetensors"
+    config.reward.network = {"channels": (32, 64, 96), "num_blocks": (1, 1, 1)}
+    config.process.num_steps = 32
+    config.process.spacing = "log_snr"
+    config.process.variance = "fixed_small"
+    config.process.min_std = 0.1
+    config.process.clip_x0 = 0.0  # 0: no clipping.
+    config.posterior.kind = "lora"
+    config.posterior.rank = 8
+    config.posterior.select = "kernel"
+    config.posterior.network = {"patch": 2, "channels": (32, 64), "num_blocks": (1, 1)}
+    config.train.steps = 300
+    config.train.batch_size = 32
+    config.train.warmup_steps = 10
+    config.behaviour.accepted = 0.5
+    config.behaviour.capacity = 512
+    config.checkpoint.every = 50
+    config.eval.num_samples = 500
+    config.eval.batch_size = 250
+    config.eval.exact_samples = 250
+    config.pretrain.what = "prior"
+    config.pretrain.steps = 40_000
+    config.pretrain.batch_size = 128
+    config.pretrain.learning_rate = 1e-3
+    config.pretrain.weight_decay = 1e-3
+    if variant == "smoke":
+        config.prior.weights = "weights/cifar10_smoke_prior.safetensors"
+        config.prior.network = {
+            "patch": 4,
+            "channels": (16, 32),
+            "num_blocks": (1, 1),
+            "embed_dim": 32,
+        }
+        config.reward.weights = "weights/cifar10_smoke_classifier.safetensors"
+        config.reward.network = {"channels": (8, 16, 32), "num_blocks": (1, 1, 1)}
+        config.process.num_steps = 5
+        config.train.steps = 4
+        config.train.batch_size = 16
+        config.log.every = 1
+        config.checkpoint.every = 2
+        config.behaviour.capacity = config.behaviour.warm_accepted = 32
+        config.eval.num_samples = config.eval.batch_size = 128
+        config.eval.exact_samples = 32
+        config.pretrain.steps = 600
+        config.pretrain.batch_size = 64
+        config.pretrain.learning_rate = 3e-3
+    return config

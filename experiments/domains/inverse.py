@@ -1,0 +1,144 @@
+"""Inverse problems: p(x) N(y | A(x), sigma^2), the prior one of the images' domain.
+
+The posterior starts as a guide, whose gradient of the likelihood goes through the prior's estimate of x0
+(`rtbjax.guidance.reconstruction`); training scales it step by step, adds the score of a small network to it, and may
+learn the step variances. Many measurements can share one posterior, which is told y by the guide alone.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from experiments import weights
+from experiments.domains import images
+from experiments.domains.base import Conditions, Domain
+from experiments.errors import ConfigError
+from experiments.inverse import problem
+from experiments.inverse.evaluation import Evaluation
+from experiments.inverse.problem import Problems
+from experiments.settings import no_warm_start, one_of, other_precision
+from experiments.streams import stream
+from rtbjax import Policy, Process, guidance, inverse, posterior, rollout
+
+PATHS = 64  # Of the prior, to see how far off its estimates of x0 are.
+
+
+def build(config: ConfigDict) -> Domain:
+    """The domain of a config.
+
+    Raises:
+      ConfigError: a field that is not allowed.
+      DataError: the images or the measurement cannot be read.
+      WeightsError: the prior's weights cannot be read.
+    """
+    one_of(config, "posterior.kind", ("guided",))
+    no_warm_start(config)
+    if not 0.0 < config.eval.dps_strength < float("inf"):
+        raise ConfigError(f"config.eval.dps_strength must be positive, got {config.eval.dps_strength}.")
+    shape = images.shape(config)
+    wanted = problem.count(config)
+    prior, process = images.load_prior(config), images.make_process(config)
+    xs = prior_paths(config, process, prior, shape, wanted if config.reward.truth == "prior" else 0)
+    problems = problem.make(config, shape, np.asarray(xs[-1]))
+    trained_on, evaluated = split(config, problems)
+    log_r = make_log_r(trained_on)
+
+    def log_reward(x, cond=None):
+        return log_r(x, cond, 0.0)
+
+    spread = guidance.denoising_errors(process, prior, xs)
+    evaluation = Evaluation(evaluated)
+    return Domain(
+        name="inverse",
+        data_source=f"prior trained on {images.trained_on(config)}; {config.reward.operator} of {problems.source}",
+        process=process,
+        event_shape=shape,
+        prior=prior,
+        posterior=guided(config, process, guidance.reconstruction(process, prior, log_r, spread), problems),
+        log_reward=jax.jit(log_reward),
+        log_bound=inverse.log_bound(problems.operator, problems.noise),
+        rare=config.reward.rare,
+        fingerprint=weights.fingerprint(
+            prior.params, config.process.to_dict(), evaluated.y, problem.described(config), *other_precision(config)
+        ),
+        evaluate=evaluation.metrics,
+        plot=evaluation.plot,
+        conditions=make_conditions(config, trained_on, evaluated) if wanted > 1 else None,
+        baselines={"dps": guidance.posterior_sampling(process, prior, log_reward, strength=config.eval.dps_strength)},
+    )
+
+
+def prior_paths(config: ConfigDict, process: Process, prior: Policy, shape: tuple[int, ...], truths: int) -> Array:
+    """Paths of the prior, ``[T + 1, B, H, W, C]``; the ends of the last ones may be truths.
+
+    Their number does not depend on that of the measurements beyond `PATHS`, so that one problem keeps its truth.
+    """
+    count = max(PATHS, config.reward.index + truths)
+    roll = jax.jit(lambda key, prior: rollout(key, process, prior, shape=(count, *shape)).xs)
+    return roll(stream(config.seed, "truth"), prior)
+
+
+def split(config: ConfigDict, problems: Problems) -> tuple[Problems, Problems]:
+    """Those to train on, and those to evaluate: the same one where there is one."""
+    first = config.reward.problems
+    if not first:
+        return problems, problems
+    truth = problems.truth
+    assert truth is not None
+
+    def part(chosen: slice) -> Problems:
+        return Problems(problems.operator, problems.noise, problems.y[chosen], truth[chosen], problems.source)
+
+    return part(slice(None, first)), part(slice(first, None))
+
+
+def make_log_r(problems: Problems):
+    """``(x, cond, std)``: the log likelihood of images that are known up to white noise of that standard deviation.
+
+    ``cond`` is the measurement of each, ``[B, h, w, D]``, or None where there is one for all.
+    """
+
+    def log_r(x, cond, std):
+        y = problems.y[:1] if cond is None else cond
+        return inverse.log_likelihood(problems.operator, y, x, problems.noise, std)
+
+    return log_r
+
+
+def make_conditions(config: ConfigDict, trained_on: Problems, evaluated: Problems) -> Conditions:
+    """A condition is a measurement; the evaluated ones are others than those that are trained on."""
+    first = config.reward.index + len(trained_on.y)
+    names = tuple(f"image {first + number}" for number in range(len(evaluated.y)))
+    return Conditions(values=trained_on.y, evaluated=evaluated.y, names=names)
+
+
+def guided(config: ConfigDict, process: Process, guide: Policy, problems: Problems) -> Policy:
+    """The guide with a strength for each step, the score of a small U-Net, and perhaps step variances."""
+    net, steps = images.small_unet(config, images.shape(config)[-1]), process.num_steps
+    key = stream(config.seed, "posterior")
+
+    def change(params, x, t, cond, steered):
+        i = process.step_at(t)
+        std = process.reverse(steered.output, x, i).std
+        seen = jnp.concatenate([x, process.denoise(steered.output, x, i), std * steered.score], axis=-1)
+        own = images.SCORE_SCALE / std * net.apply({"params": params["network"]}, seen, t)
+        return jnp.exp(params["log_strength"][i]) * steered.score + own
+
+    params = {
+        "network": jax.jit(net.init)(key, images.blank(config, 3), jnp.float32(0.0))["params"],
+        "log_strength": jnp.zeros(steps),
+    }
+    learner = posterior.guided(guide, params, change)
+    if not config.posterior.learn_variance:
+        return learner
+    # Of every step one number for all pixels, and one for those that were seen: a measurement narrows these alone.
+    mask = jnp.asarray(problems.operator.seen, jnp.float32)[None]
+    table = {"all": jnp.zeros((steps, 1, 1, 1)), "seen": jnp.zeros((steps, 1, 1, 1))}
+
+    def head(table, x, t, cond):
+        i = process.step_at(t)
+        return table["all"][i][None] + mask * table["seen"][i][None]
+
+    return posterior.learned_std(learner, table, head)

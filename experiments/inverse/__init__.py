@@ -1,0 +1,1 @@
+"""What the domain of inverse problems is made of."""

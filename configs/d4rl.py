@@ -45,7 +45,9 @@ def get_config(variant: str = ""):
     config.environment = "hopper"  # hopper | halfcheetah | walker2d
     config.prior = {"weights": "weights/control/hopper_prior.safetensors", "width": 256}
     config.reward.weights = "weights/control/hopper_iql.safetensors"
-    config.reward.alpha = ALPHA["hopper-medium-replay"]  # Of Q, in units of its scaled rewards.
+    # Of Q, in units of its scaled rewards. At the paper's 0.05 importance sampling from the prior, which says what the
+    # posterior is, has 5 effective samples of 2,000 in the median state, and RTB ends 8.5 nats from it.
+    config.reward.alpha = 0.5
     config.iql = ConfigDict()
     config.iql.width = 256
     config.iql.expectile = 0.7
@@ -64,10 +66,10 @@ def get_config(variant: str = ""):
     config.posterior.langevin_clip = 100.0
     config.posterior.rank = 8
     config.posterior.select = "kernel"
-    config.objective.group = 32
+    config.objective.group = 16
     config.train.steps = 600
-    config.train.batch_size = 16 * 32
-    config.train.learning_rate = 1e-3
+    config.train.batch_size = 32 * 16
+    config.train.learning_rate = 3e-3
     config.train.warmup_steps = 20
     config.behaviour.noised = 0.25  # Recorded actions, with their reward, within every group.
     config.checkpoint.every = 100
@@ -79,6 +81,7 @@ def get_config(variant: str = ""):
     config.pretrain.steps = 12_000
     config.pretrain.batch_size = 512
     if variant == "paper":
+        config.reward.alpha = ALPHA["hopper-medium-replay"]
         config.posterior.width = 256
         config.process.num_steps = 75
         config.objective.group = 64

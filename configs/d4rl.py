@@ -3,6 +3,12 @@
     python experiments/run.py --config=configs/d4rl.py                     Hopper, on the embedded set
     python experiments/run.py --config=configs/d4rl.py:paper               the paper's sizes; for an accelerator
     python experiments/run.py --config=configs/d4rl.py:smoke               the whole path in about a minute
+    python experiments/run.py --config=configs/d4rl.py:table4              RTB and seven others, played
+    python experiments/run.py --config=configs/d4rl.py:online_vs_mixed     with and without recorded actions (table G.1)
+    python experiments/run.py --config=configs/d4rl.py:alpha_sweep         (table G.2)
+
+Tables are of the data sets in the folder --config.data.path, or of the embedded one; all in them is made anew for every
+seed. Costs and results: docs/results/control.md.
 
 Prior and values of the default are shipped. For other data, here a D4RL file (or an npz, a TFDS or Minari folder),
 each is made first, and alpha chosen (paper, table G.2: `ALPHA`):
@@ -15,9 +21,10 @@ each is made first, and alpha chosen (paper, table G.2: `ALPHA`):
 
 from ml_collections import ConfigDict
 
-from configs.base import base, check_variant
+from configs.base import base, check_variant, regression
 
-VARIANTS = ("", "paper", "smoke")
+VARIANTS = ("", "paper", "table4", "online_vs_mixed", "alpha_sweep", "smoke")
+SWEEP = (0.1, 0.2, 0.5, 1.0, 2.0)
 ALPHA = {
     "halfcheetah-medium-expert": 0.1,
     "halfcheetah-medium": 0.05,
@@ -38,7 +45,9 @@ def get_config(variant: str = ""):
     config.environment = "hopper"  # hopper | halfcheetah | walker2d
     config.prior = {"weights": "weights/control/hopper_prior.safetensors", "width": 256}
     config.reward.weights = "weights/control/hopper_iql.safetensors"
-    config.reward.alpha = ALPHA["hopper-medium-replay"]  # Of Q, in units of its scaled rewards.
+    # Of Q, in units of its scaled rewards. At the paper's 0.05 importance sampling from the prior, which says what the
+    # posterior is, has 5 effective samples of 2,000 in the median state, and RTB ends 8.5 nats from it.
+    config.reward.alpha = 0.5
     config.iql = ConfigDict()
     config.iql.width = 256
     config.iql.expectile = 0.7
@@ -48,6 +57,7 @@ def get_config(variant: str = ""):
     config.iql.batch_size = 256
     config.iql.learning_rate = 3e-4
     config.iql.checkpoint_every = 5_000
+    config.baseline = baselines()
     config.process.num_steps = 15
     config.process.min_std = 0.02
     config.posterior.kind = "correction"  # correction | full | lora
@@ -56,10 +66,10 @@ def get_config(variant: str = ""):
     config.posterior.langevin_clip = 100.0
     config.posterior.rank = 8
     config.posterior.select = "kernel"
-    config.objective.group = 32
+    config.objective.group = 16
     config.train.steps = 600
-    config.train.batch_size = 16 * 32
-    config.train.learning_rate = 1e-3
+    config.train.batch_size = 32 * 16
+    config.train.learning_rate = 3e-3
     config.train.warmup_steps = 20
     config.behaviour.noised = 0.25  # Recorded actions, with their reward, within every group.
     config.checkpoint.every = 100
@@ -71,6 +81,7 @@ def get_config(variant: str = ""):
     config.pretrain.steps = 12_000
     config.pretrain.batch_size = 512
     if variant == "paper":
+        config.reward.alpha = ALPHA["hopper-medium-replay"]
         config.posterior.width = 256
         config.process.num_steps = 75
         config.objective.group = 64
@@ -82,6 +93,9 @@ def get_config(variant: str = ""):
         config.iql.steps = 750_000
         config.pretrain.steps = 1_500_000
         config.pretrain.learning_rate = 5e-4
+    if variant in ("table4", "online_vs_mixed", "alpha_sweep"):
+        config.prior.weights = config.reward.weights = ""  # Made in every cell.
+        config.compare = comparison(variant)
     if variant == "smoke":
         config.process.num_steps = 5
         config.train.steps = 6
@@ -95,4 +109,45 @@ def get_config(variant: str = ""):
         config.eval.exact_samples = 64
         config.pretrain.steps = 100
         config.iql.steps = 200
+        config.baseline.steps = 200
+        config.baseline.states = 50
     return config
+
+
+def baselines() -> ConfigDict:
+    """What every baseline is trained by, and what each has of its own."""
+    b = regression(steps=20_000, batch_size=256, learning_rate=3e-4, weight_decay=0.0, checkpoint_every=5_000)
+    b.width = 256
+    b.target_rate = 0.005
+    b.temperature = 3.0  # awr: IQL's policy weighs actions by exp(temperature (Q - V)).
+    b.conservatism = 5.0  # cql: of its penalty.
+    b.q_weight = 1.0  # dql: of Q beside the imitation.
+    b.num_steps = 5  # dql: of its chain.
+    b.candidates = 50  # dql: actions that one is chosen from.
+    b.states = 20_000  # qgpo: recorded states in which actions of the prior are drawn,
+    b.support = 16  # qgpo: so many in each.
+    return b
+
+
+def comparison(variant: str) -> ConfigDict:
+    """What `experiments.control.tables` reads."""
+    runs = {
+        "table4": {"RTB": {}},
+        "online_vs_mixed": {"online": {"behaviour.noised": 0.0}, "mixed": {"behaviour.noised": 0.5}},
+        "alpha_sweep": {f"alpha {alpha:g}": {"reward.alpha": alpha} for alpha in SWEEP},
+    }
+    sets = {
+        "table4": tuple(ALPHA),
+        "online_vs_mixed": tuple(name for name in ALPHA if name.endswith("replay")),
+        "alpha_sweep": tuple(ALPHA),
+    }
+    c = ConfigDict()
+    c.table = variant
+    c.runs = [(name, list(changes.items())) for name, changes in runs[variant].items()]
+    c.sets = [(n, [("environment", n.split("-")[0]), ("reward.alpha", ALPHA[n])]) for n in sets[variant]]
+    c.policies = ("gaussian", "awr", "cql", "dql", "qgpo") if variant == "table4" else ()
+    c.alpha = 0.0  # Of all sets, in place of the paper's for each.
+    c.seeds = 5
+    c.episodes = 10
+    c.candidates = 32  # Actions that IDQL chooses from.
+    return c

@@ -35,14 +35,16 @@ class Finished(NamedTuple):
 
 def variations(config: ConfigDict) -> dict[str, ConfigDict]:
     """The configs to run, by name."""
-    configs = {}
-    for name, changes in config.compare.runs:
-        one = config.copy_and_resolve_references()
-        with one.unlocked():
-            one.compare = ConfigDict()
-            one.update_from_flattened_dict(dict(changes))
-        configs[name] = one
-    return configs
+    return {name: changed(config, dict(changes)) for name, changes in config.compare.runs}
+
+
+def changed(config: ConfigDict, changes: dict) -> ConfigDict:
+    """A run of its own with other fields, by their dotted names."""
+    one = config.copy_and_resolve_references()
+    with one.unlocked():
+        one.compare = ConfigDict()
+        one.update_from_flattened_dict(changes)
+    return one
 
 
 def slug(name: str) -> str:
@@ -50,8 +52,11 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c == "." else "-" for c in name.lower()).replace("--", "-").strip("-")
 
 
-def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, str], Finished], mode: str) -> str:
-    """Runs what has not finished, then writes ``comparison.json``, ``comparison.md`` and ``figure.png``.
+Execute = Callable[[ConfigDict, Path, str], Finished]
+
+
+def run(config: ConfigDict, workdir: Path, execute: Execute, mode: str, collect: Callable | None = None) -> str:
+    """Runs what has not finished, then writes ``comparison.json``, ``comparison.md`` and what else belongs to it.
 
     Args:
       config: with ``compare.runs`` and ``compare.tuned``, the names of those that differ in one setting that is to be
@@ -59,6 +64,7 @@ def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, 
       workdir: each variation gets a folder in it.
       execute: trains and evaluates one config in one folder, or reads what it left there.
       mode: ``train``, or ``evaluate`` to evaluate each anew.
+      collect: as `compare`, of a domain with tables of its own.
 
     Raises:
       ConfigError: a field of any variation, before the first one runs.
@@ -67,12 +73,13 @@ def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, 
         settings.check(one)
     if mode == "evaluate":
         records.confirm(workdir, config.to_dict(), ignore=records.EVALUATION)
-        return compare(config, workdir, execute, mode)
+        return (collect or compare)(config, workdir, execute, mode)
     with records.claimed(workdir, config.to_dict()):
-        return compare(config, workdir, execute, mode)
+        return (collect or compare)(config, workdir, execute, mode)
 
 
-def compare(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, str], Finished], mode: str) -> str:
+def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> str:
+    """One table and ``figure.png``; see `run`."""
     rows, panels = {}, {}
     for name, one in variations(config).items():
         print(f"== {name}")

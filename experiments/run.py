@@ -51,6 +51,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "What to do.")
 
 DOMAINS = ("gmm", "images", "inverse", "control", "stories", "text_to_image")
+TABLES = {"control": "experiments.control.tables"}  # Of domains whose comparisons are more than runs side by side.
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
 # How the types of fields are called in a message, by what their parsers say of a value of another type.
@@ -204,8 +205,9 @@ def run(_argv) -> None:
         hosts.say(table.run(config, workdir, execute, mode, prepare))
         hosts.say(f"{workdir}: table.md, table.json, and a folder per method with its label and seed")
     elif config.compare:
-        hosts.say(compare.run(config, workdir, execute, mode))
-        hosts.say(f"{workdir}: figure.png, comparison.md, comparison.json")
+        own = importlib.import_module(TABLES[config.domain]).collect if config.domain in TABLES else None
+        hosts.say(compare.run(config, workdir, execute, mode, own))
+        hosts.say(f"{workdir}: comparison.md, comparison.json")
     else:
         done = execute(config, workdir, mode, loop.Clock(_STARTED))
         hosts.say(evaluate.report(done.summary))

@@ -8,7 +8,7 @@ from shrunk import changed
 
 from configs.d4rl import get_config
 from experiments import run, weights
-from experiments.control import iql, play, transitions
+from experiments.control import iql, networks, play, transitions
 from experiments.control.tasks import TASKS
 from experiments.data import DataError
 from experiments.domains import control
@@ -60,7 +60,7 @@ def test_what_is_pretrained_says_what_it_was_trained_on(config):
 
 def test_log_r_is_the_smaller_critic_at_the_action_and_nothing_else(config, domain):
     """In NumPy from the weights file. The reference adds log (1 - tanh(u)^2), which no part of the target has."""
-    params, norm = control.load_values(config)
+    params, norm = networks.load_values(config)
     rng = np.random.default_rng(0)
     u, s = rng.normal(0.0, 1.5, (50, 3)).astype(np.float32), np.asarray(states(domain, 50))
     inputs = np.concatenate([(s - norm.mean) / norm.std, np.tanh(u)], axis=1).astype(np.float64)
@@ -180,7 +180,7 @@ def test_what_cannot_be_is_one_sentence(changes, error, message, config):
 
 def test_weights_of_another_environment_of_the_same_sizes_are_refused(config, tmp_path):
     path = tmp_path / "prior.safetensors"
-    params, norm = control.load_prior(config)
+    params, norm = networks.load_prior(config)
     weights.save(path, {"params": params.params, "observations": norm._asdict()}, {"environment": "walker2d"})
     with pytest.raises(weights.WeightsError, match="was trained in walker2d, and config.environment is hopper"):
         control.build(changed(config, prior__weights=str(path)))
@@ -241,7 +241,7 @@ def test_the_shipped_prior_imitates_each_states_actions(shipped, key):
 
 def test_the_shipped_values_go_with_what_was_earned_afterwards():
     found = transitions.load("", TASKS["hopper"])
-    params, norm = control.load_values(get_config())
+    params, norm = networks.load_values(get_config())
     earned, ahead = np.zeros(len(found.rewards)), 0.0
     for row in range(len(earned) - 1, -1, -1):
         ahead = found.rewards[row] + (0.0 if found.terminals[row] else 0.99 * ahead)

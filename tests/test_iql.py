@@ -8,6 +8,7 @@ import scipy.stats
 
 from configs.base import regression
 from experiments.control import iql
+from experiments.control.learning import Batch
 
 DISCOUNT = 0.6
 # (state, action, reward, next state or None): state 1 has three actions of unlike rates, and its last one is a lottery.
@@ -39,7 +40,7 @@ def exact(expectile):
 def batch():
     states, actions, rewards, following = zip(*ROWS, strict=True)
     one_hot = np.eye(3, dtype=np.float32)
-    return iql.Batch(
+    return Batch(
         jnp.asarray(one_hot[list(states)]),
         jnp.asarray(one_hot[list(actions)]),
         jnp.asarray(rewards, jnp.float32),

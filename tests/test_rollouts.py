@@ -124,3 +124,15 @@ def test_the_best_of_several_actions_is_the_one_that_log_r_prefers():
     grouped = np.asarray(proposals).reshape(3, 5, 2)
     best = ((grouped - np.asarray(s)[:, None]) ** 2).sum(axis=-1).argmin(axis=1)
     np.testing.assert_array_equal(found, grouped[np.arange(3), best])
+
+
+def test_one_of_several_actions_is_drawn_in_proportion_to_r():
+    share = np.array([0.5, 0.3, 0.2], np.float32)
+    proposals = jnp.tile(jnp.asarray([[-0.5], [0.0], [0.5]]), (20_000, 1))
+
+    def log_reward(u, s):
+        return jnp.log(share)[jnp.round(2.0 * jnp.tanh(u[:, 0]) + 1.0).astype(jnp.int32)]
+
+    chosen = rollouts.one_of(lambda key, s: proposals, log_reward, 3)(jax.random.key(0), jnp.zeros((20_000, 1)))
+    found = [float(jnp.mean(chosen == action)) for action in (-0.5, 0.0, 0.5)]
+    np.testing.assert_allclose(found, share, atol=4 * 0.5 / np.sqrt(20_000))

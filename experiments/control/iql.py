@@ -8,34 +8,18 @@ with Qbar the smaller of two target critics, exponential averages of Q_k, and V(
 
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments.pretrain import iterate
+from experiments.control import learning
+from experiments.control.learning import Batch
 
 CRITICS = 2
-
-
-class Batch(NamedTuple):
-    """Attributes:
-    observations: s, normalised, ``f32[B, S]``.
-    actions: a, ``f32[B, A]``.
-    rewards: r, scaled, ``f32[B]``.
-    next_observations: s', normalised, ``f32[B, S]``.
-    terminals: ``bool[B]``.
-    """
-
-    observations: Float[Array, "B S"]
-    actions: Float[Array, "B A"]
-    rewards: Float[Array, " B"]
-    next_observations: Float[Array, "B S"]
-    terminals: Bool[Array, " B"]
 
 
 class MLP(nn.Module):
@@ -102,9 +86,8 @@ def train(data: Batch, settings: ConfigDict, *, key: Array, workdir: Path) -> Py
     """Q and V of the data; resumes from what ``workdir`` holds.
 
     Args:
-      data: all transitions, of which batches are drawn with replacement.
-      settings: ``width``, ``expectile``, ``discount``, ``target_rate`` (of the exponential average), and those of
-        `experiments.pretrain.iterate`; ``learning_rate`` is constant, as published.
+      data: all transitions.
+      settings: ``width``, ``expectile``, ``discount``, and those of `experiments.control.learning.train`.
       key: of weights and batches.
       workdir: for checkpoints.
 
@@ -114,24 +97,12 @@ def train(data: Batch, settings: ConfigDict, *, key: Array, workdir: Path) -> Py
     Raises:
       experiments.finite.Diverged: loss or parameters are no longer finite.
     """
-    init_key, batch_key = jax.random.split(key)
-    optimizer = optax.adam(settings.learning_rate)
+    init_key, train_key = jax.random.split(key)
     params: Any = init(init_key, settings.width, data.observations.shape[1], data.actions.shape[1])
+    constants = dict(expectile=settings.expectile, discount=settings.discount)
 
-    def step(data, carry, i):
-        params, target, opt_state = carry
-        rows = jax.random.randint(
-            jax.random.fold_in(batch_key, i), (settings.batch_size,), 0, len(data.rewards), jnp.int32
-        )
-        batch = jax.tree.map(lambda a: a[rows], data)
-        constants = dict(expectile=settings.expectile, discount=settings.discount)
-        total, gradient = jax.value_and_grad(loss)(params, target, batch, **constants)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counters.
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-        updated: Any = optax.apply_updates(params, updates)
-        target = optax.incremental_update(updated["q"], target, settings.target_rate)
-        return (updated, target, opt_state), total
+    def total(params, targets, key, batch):
+        return loss(params, targets["q"], batch, **constants)
 
-    carry = (params, params["q"], optimizer.init(params))
-    last: Any = iterate(step, carry, data, settings, workdir=workdir, label="IQL", steps_per_call=200)
-    return {"q": last[1], "v": last[0]["v"]}
+    last, targets = learning.train(total, params, ("q",), data, settings, key=train_key, workdir=workdir, label="IQL")
+    return {"q": targets["q"], "v": last["v"]}

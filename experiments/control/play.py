@@ -1,4 +1,4 @@
-"""Plays what finished runs of configs/d4rl.py left behind, beside their behaviour prior and IDQL at the same Q.
+"""Plays what finished runs of configs/d4rl.py left behind, beside prior, IDQL and the baselines they pretrained.
 
     python -m experiments.control.play runs/d4rl runs/d4rl-2 --episodes=10
 
@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import loop, records
-from experiments.control import rollouts
+from experiments.control import baselines, networks, rollouts
+from experiments.control.tasks import Task
 from experiments.domains import control
 from experiments.errors import UserError
 
@@ -33,17 +34,25 @@ def same_but_seed(configs: list[ConfigDict]) -> None:
         raise UserError(f"The runs must differ in config.seed alone, and they differ in config.{names[0]}.")
 
 
-def actors(config: ConfigDict, workdir: Path, candidates: int) -> dict[str, rollouts.Actor]:
-    """The policies of a run by name: behaviour cloning, IDQL, RTB's final parameters."""
-    domain = control.build(config)
-    arguments = dict(action_dim=domain.event_shape[0])
-    cloned = rollouts.diffusion_actor(domain.process, domain.prior, None, **arguments)
-    trained = loop.restore(config, domain, workdir)
-    return {
-        "bc": cloned,
-        "idql": rollouts.best_of(cloned, domain.log_reward, candidates),
-        "rtb": rollouts.diffusion_actor(domain.process, domain.prior, trained, **arguments),
-    }
+def actors(config: ConfigDict, runs: dict[str, Path], pretrained: Path, candidates: int) -> dict[str, rollouts.Actor]:
+    """The policies there are, by name: behaviour cloning, IDQL, pretrained baselines, final parameters of runs.
+
+    Args:
+      config: of the prior and the values that all share.
+      runs: workdirs of RTB by the name of each.
+      pretrained: a folder of baselines (`baselines.actors`).
+      candidates: actions that IDQL chooses from.
+    """
+    domain, dim = control.build(config), networks.task_of(config).action_dim
+    cloned = rollouts.diffusion_actor(domain.process, domain.prior, None, dim)
+    found = {"bc": cloned, "idql": rollouts.best_of(cloned, domain.log_reward, candidates)}
+    found |= baselines.actors(config, pretrained)
+    for name, workdir in runs.items():
+        one = records.config_of(workdir, "control", "configs/d4rl.py")
+        built = control.build(one)
+        trained = loop.restore(one, built, workdir)
+        found[name] = rollouts.diffusion_actor(built.process, built.prior, trained, dim)
+    return found
 
 
 def latency(actor: rollouts.Actor, observation_dim: int) -> float:
@@ -56,31 +65,43 @@ def latency(actor: rollouts.Actor, observation_dim: int) -> float:
     return 1e3 * (time.perf_counter() - started) / LATENCY_CALLS
 
 
+def episodes_of(actor: rollouts.Actor, task: Task, episodes: int, seed: int) -> dict:
+    """What an actor earned: normalised ``scores`` of its episodes, and ``latency_ms``."""
+    returns = rollouts.play(actor, task, episodes=episodes, seed=1000 * seed)
+    return {"scores": task.score(returns), "latency_ms": latency(actor, task.observation_dim)}
+
+
+def summary(played: list[dict]) -> dict:
+    """Of one policy trained and played with several seeds (`episodes_of` each): mean, interval, latency."""
+    scores = np.stack([np.asarray(one["scores"]) for one in played])
+    return {
+        "score": float(scores.mean()),
+        "interval": rollouts.interval(scores),
+        "latency_ms": float(np.median([one["latency_ms"] for one in played])),
+        "scores": scores,
+    }
+
+
 def scores(workdirs: list[Path], episodes: int, candidates: int) -> dict:
     """Scores of each policy: per run and episode, mean, interval, latency.
+
+    A policy counts if all the runs have it.
 
     Raises:
       UserError: a run is not finished, of another domain, or not like the first.
     """
     configs = [records.config_of(workdir, "control", "configs/d4rl.py") for workdir in workdirs]
     same_but_seed(configs)
-    task = control.task_of(configs[0])
-    played: dict[str, list[np.ndarray]] = {}
-    latencies: dict[str, float] = {}
-    for config, workdir in zip(configs, workdirs, strict=True):
-        for name, actor in actors(config, workdir, candidates).items():
-            returns = rollouts.play(actor, task, episodes=episodes, seed=1000 * config.seed)
-            played.setdefault(name, []).append(task.score(returns))
-            latencies.setdefault(name, latency(actor, task.observation_dim))
-    policies = {
-        name: {
-            "score": float(np.mean(each)),
-            "interval": rollouts.interval(np.stack(each)),
-            "latency_ms": latencies[name],
-            "scores": np.stack(each),
-        }
-        for name, each in played.items()
-    }
+    task = networks.task_of(configs[0])
+    there = [
+        actors(config, {"rtb": workdir}, workdir / "pretrain", candidates)
+        for config, workdir in zip(configs, workdirs, strict=True)
+    ]
+    policies = {}
+    for name in there[0]:
+        if all(name in found for found in there):
+            each = zip(configs, there, strict=True)
+            policies[name] = summary([episodes_of(found[name], task, episodes, c.seed) for c, found in each])
     return {"environment": task.environment, "seeds": [c.seed for c in configs], "policies": policies}
 
 

@@ -27,6 +27,12 @@ def diffusion_actor(process: Process, prior: Policy, posterior: Policy | None, a
     return lambda key, observations: act(key, (prior, posterior), observations)
 
 
+def deterministic(mean: Callable[[Array], Array]) -> Actor:
+    """Plays a function of the observations."""
+    act = jax.jit(mean)
+    return lambda key, observations: act(observations)
+
+
 def best_of(actor: Actor, log_reward: Callable[[Array, Array], Array], count: int) -> Actor:
     """The best by log r of ``count`` actions for every state: IDQL's greedy policy (Hansen-Estruch et al. 2023).
 
@@ -35,16 +41,25 @@ def best_of(actor: Actor, log_reward: Callable[[Array, Array], Array], count: in
       log_reward: of latents, ``(u, observations) -> f[B]``.
       count: N.
     """
+    return _selected(actor, log_reward, count, lambda key, scores: jnp.argmax(scores, axis=1))
 
+
+def one_of(actor: Actor, log_reward: Callable[[Array, Array], Array], count: int) -> Actor:
+    """As `best_of`, and drawn in proportion to r: what diffusion Q-learning plays (Wang et al. 2023)."""
+    return _selected(actor, log_reward, count, lambda key, scores: jax.random.categorical(key, scores, axis=1))
+
+
+def _selected(actor: Actor, log_reward, count: int, select: Callable[[Array, Array], Array]) -> Actor:
     @jax.jit
-    def choose(actions, observations):
+    def choose(key, actions, observations):
         latents = jnp.arctanh(jnp.clip(actions, -1.0 + 1e-6, 1.0 - 1e-6))
-        best = jnp.argmax(log_reward(latents, observations).reshape(-1, count), axis=1)
-        return jnp.take_along_axis(actions.reshape(-1, count, actions.shape[-1]), best[:, None, None], axis=1)[:, 0]
+        chosen = select(key, log_reward(latents, observations).reshape(-1, count))
+        return jnp.take_along_axis(actions.reshape(-1, count, actions.shape[-1]), chosen[:, None, None], axis=1)[:, 0]
 
     def act(key, observations):
+        propose_key, select_key = jax.random.split(key)
         repeated = jnp.repeat(observations, count, axis=0)
-        return choose(actor(key, repeated), repeated)
+        return choose(select_key, actor(propose_key, repeated), repeated)
 
     return act
 

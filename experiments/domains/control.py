@@ -15,8 +15,10 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from experiments import weights
-from experiments.control import behaviour_prior, iql, reference, transitions
-from experiments.control.tasks import TASKS, Task
+from experiments.control import behaviour_prior, iql, learning, reference, transitions
+from experiments.control.baselines import BASELINES, weights_file
+from experiments.control.networks import load_prior, load_values, make_log_reward, make_process, task_of
+from experiments.control.tasks import TASKS
 from experiments.control.transitions import Normaliser, Transitions
 from experiments.domains.base import Conditions, Domain
 from experiments.errors import ConfigError
@@ -28,20 +30,15 @@ from rtbjax import Policy, Process, posterior
 from rtbjax.nets.mlp import PISNet, TimeEmbedding
 
 SHOWN_STATES = 6
-
-
-def task_of(config: ConfigDict) -> Task:
-    """The task a config asks for.
-
-    Raises:
-      ConfigError: an unknown one.
-    """
-    one_of(config, "environment", tuple(TASKS))
-    return TASKS[config.environment]
-
-
-def make_process(config: ConfigDict) -> Process:
-    return behaviour_prior.make_process(config.process.num_steps, config.process.min_std)
+POSITIVE = (
+    *("reward.alpha", "posterior.langevin_clip", "process.min_std", "iql.learning_rate", "baseline.learning_rate"),
+    *("baseline.temperature", "baseline.conservatism", "baseline.q_weight"),
+)
+AT_LEAST_1 = (
+    "eval.states",
+    *(f"iql.{name}" for name in ("steps", "batch_size", "checkpoint_every")),
+    *(f"baseline.{name}" for name in ("steps", "batch_size", "checkpoint_every", "candidates", "states", "num_steps")),
+)
 
 
 class StepScale(nn.Module):
@@ -54,57 +51,6 @@ class StepScale(nn.Module):
     def __call__(self, t: Float[Array, ""]) -> Float[Array, " {features}"]:
         h = nn.gelu(TimeEmbedding(self.width)(t))
         return nn.Dense(self.features, kernel_init=nn.initializers.zeros)(h)
-
-
-def load(config: ConfigDict, section: str, params: PyTree) -> tuple[Any, Normaliser]:
-    """Weights of a section (``prior`` or ``reward``) of the config, with the normaliser they were trained with.
-
-    Raises:
-      WeightsError: they cannot be read, or are of other sizes or another environment.
-    """
-    path, task = weights.locate(config[section].weights), task_of(config)
-    numbers = jax.ShapeDtypeStruct((task.observation_dim,), jnp.float32)
-    like = {"params": params, "observations": {"mean": numbers, "std": numbers}}
-    found: Any = weights.load(path, like)
-    trained_in = weights.metadata(path).get("environment")
-    if trained_in != config.environment:
-        raise weights.WeightsError(
-            f"{path} was trained in {trained_in}, and config.environment is {config.environment}: pretrain it on the "
-            f"data at hand (--mode=pretrain --config.pretrain.what={section})."
-        )
-    return found["params"], Normaliser(**found["observations"])
-
-
-def load_prior(config: ConfigDict) -> tuple[Policy, Normaliser]:
-    """The behaviour prior; its ``cond`` are observations as they were recorded."""
-    task = task_of(config)
-    shapes = jax.eval_shape(
-        lambda key: behaviour_prior.init(key, config.prior.width, task.observation_dim, task.action_dim),
-        jax.random.key(0),
-    )
-    params, norm = load(config, "prior", shapes)
-    return Policy(params, lambda params, u, t, cond: behaviour_prior.predict(params, u, t, norm(cond))), norm
-
-
-def load_values(config: ConfigDict) -> tuple[Any, Normaliser]:
-    """``{"q": ..., "v": ...}`` of `iql`."""
-    task = task_of(config)
-    shapes = jax.eval_shape(
-        lambda key: iql.init(key, config.iql.width, task.observation_dim, task.action_dim), jax.random.key(0)
-    )
-    return load(config, "reward", shapes)
-
-
-def make_log_reward(values: Any, norm: Normaliser, alpha: float):
-    """``Q(s, tanh u) / alpha``, ``(u[B, A], s[B, S]) -> f32[B]``.
-
-    The target is a tilted mu *of u*: no Jacobian of tanh, which would cancel between prior and posterior.
-    """
-
-    def log_reward(u, cond):
-        return iql.q_value(values["q"], norm(cond), jnp.tanh(u)) / alpha
-
-    return log_reward
 
 
 def build(config: ConfigDict) -> Domain:
@@ -153,13 +99,15 @@ def check(config: ConfigDict) -> None:
     one_of(config, "posterior.kind", ("correction", "full", "lora"))
     one_of(config, "precision", ("float32",))
     no_warm_start(config)
-    for name in ("reward.alpha", "posterior.langevin_clip", "process.min_std", "iql.learning_rate"):
+    for name in POSITIVE:
         if not get(config, name) > 0:
             raise ConfigError(f"config.{name} must be positive, got {get(config, name)}.")
-    for name in ("eval.states", "iql.steps", "iql.batch_size", "iql.checkpoint_every"):
+    for name in AT_LEAST_1:
         if get(config, name) < 1:
             raise ConfigError(f"config.{name} must be at least 1, got {get(config, name)}.")
-    for name in ("iql.expectile", "iql.discount", "iql.target_rate"):
+    if config.baseline.support < 2:
+        raise ConfigError(f"config.baseline.support must be at least 2 actions, got {config.baseline.support}.")
+    for name in ("iql.expectile", "iql.discount", "iql.target_rate", "baseline.target_rate", "baseline.ema"):
         if not 0.0 < get(config, name) < 1.0:
             raise ConfigError(f"config.{name} must lie between 0 and 1, got {get(config, name)}.")
 
@@ -220,27 +168,31 @@ def langevin(key: Array, base: Policy, action_dim: int, log_reward, clip: float)
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> None:
-    """Trains the behaviour prior, or by ``pretrain.what`` the values, and writes weights to the workdir.
+    """Trains the behaviour prior, or by ``pretrain.what`` the values or a baseline; writes weights to the workdir.
 
     Raises:
       ConfigError: a field that is not allowed.
       DataError: the transitions cannot be read.
+      WeightsError: a baseline needs prior or values, and their weights cannot be read.
     """
-    one_of(config, "pretrain.what", ("prior", "reward"))
+    one_of(config, "pretrain.what", ("prior", "reward", *BASELINES))
     check(config)
-    task = task_of(config)
-    found = transitions.load(config.data.path, task)
+    found = transitions.load(config.data.path, task_of(config))
     norm, what = transitions.normaliser(found), config.pretrain.what
     key = stream(config.seed, f"pretrain {what}")
     notes: dict[str, Any] = {"environment": config.environment, "trained_on": f"{len(found.rewards)} of {found.source}"}
+    path = weights_file(config, workdir, what)
+    use = f"use it by --config.{what}.weights={path}"
     if what == "prior":
         params, steps = fit_prior(config, found, norm, key, workdir), config.pretrain.steps
+    elif what == "reward":
+        params = iql.train(learning.batch_of(found, norm), config.iql, key=key, workdir=workdir)
+        steps, notes["reward_scale"] = config.iql.steps, transitions.reward_scale(found)
     else:
-        params, steps = fit_values(config, found, norm, key, workdir), config.iql.steps
-        notes["reward_scale"] = transitions.reward_scale(found)
-    path = workdir / f"{config.environment}_{'prior' if what == 'prior' else 'iql'}.safetensors"
+        params, steps = BASELINES[what].train(config, found, norm, key, workdir), config.baseline.steps
+        use = "experiments.control.play plays it beside the run of this workdir"
     weights.save(path, {"params": params, "observations": norm._asdict()}, notes | {"steps": steps})
-    print(f"{path}: use it by --config.{what}.weights={path}")
+    print(f"{path}: {use}")
 
 
 def fit_prior(config: ConfigDict, found: Transitions, norm: Normaliser, key: Array, workdir: Path) -> PyTree:
@@ -257,18 +209,6 @@ def fit_prior(config: ConfigDict, found: Transitions, norm: Normaliser, key: Arr
         return behaviour_prior.loss(params, noise, latents, observations)
 
     return fit(loss, params, data, settings, key=fit_key, workdir=workdir, label="behaviour prior", steps_per_call=50)
-
-
-def fit_values(config: ConfigDict, found: Transitions, norm: Normaliser, key: Array, workdir: Path) -> PyTree:
-    """Q and V of the recorded behaviour, its rewards scaled."""
-    data = iql.Batch(
-        jnp.asarray(norm(found.observations)),
-        jnp.asarray(found.actions),
-        jnp.asarray(found.rewards * np.float32(transitions.reward_scale(found))),
-        jnp.asarray(norm(found.next_observations)),
-        jnp.asarray(found.terminals),
-    )
-    return iql.train(data, config.iql, key=key, workdir=workdir)
 
 
 def make_evaluate(log_reward, conditions: Conditions, alpha: float):

@@ -1,0 +1,192 @@
+"""Tables over data sets and seeds: ``configs/d4rl.py:table4``, ``:online_vs_mixed`` and ``:alpha_sweep``.
+
+A cell is a data set and a seed: behaviour prior, values and baselines are made, RTB is run in each of the table's
+variations, and all of them are played. What is finished is not done again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import compare, records
+from experiments.control import baselines, networks, play, published
+from experiments.domains import control
+from experiments.errors import ConfigError
+from experiments.files import replacing
+from experiments.settings import get
+
+EMBEDDED = "hopper-medium-replay"
+LABELS = {"bc": "BC", "idql": "IDQL"} | {name: b.label for name, b in baselines.BASELINES.items()} | published.QUOTED
+CERTIFICATE = {"path_kl": "path-KL", "ess": "ESS"}
+SECTIONS = {"prior": "prior.weights", "reward": "reward.weights"}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a ConfigError on a field of ``compare`` that is not allowed."""
+    settings: Any = config.compare
+    for name in ("seeds", "episodes", "candidates"):
+        if settings[name] < 1:
+            raise ConfigError(f"config.compare.{name} must be at least 1, got {settings[name]}.")
+    if settings.alpha < 0:
+        raise ConfigError(f"config.compare.alpha must be at least 0, got {settings.alpha}.")
+
+
+def find(folder: str, name: str) -> str | None:
+    """The file of a data set in a folder, by its name, also as D4RL writes it (``hopper_medium-v2.hdf5``).
+
+    The embedded set for "", and None where there is none.
+
+    Raises:
+      ConfigError: the folder is none, or has two files of that name.
+    """
+    if not folder:
+        return "" if name == EMBEDDED else None
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise ConfigError(f"config.data.path must be a folder of data sets here, or empty, got {folder}.")
+    files = [p for p in sorted(place.iterdir()) if p.suffix in (".npz", ".hdf5", ".h5")]
+    found = [p for p in files if p.stem.replace("_", "-").removesuffix("-v2") == name]
+    if len(found) > 1:
+        raise ConfigError(f"{folder} has {len(found)} files of {name}: {', '.join(p.name for p in found)}.")
+    return str(found[0].resolve()) if found else None
+
+
+def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> str:
+    """Fills the cells, then writes ``comparison.json`` and ``comparison.md``; see `compare.run`.
+
+    Raises:
+      UserError: a field of ``compare`` is not allowed, or a cell cannot be made.
+    """
+    check(config)
+    there = {name: find(config.data.path, name) for name, _ in config.compare.sets}
+    if all(path is None for path in there.values()):
+        raise ConfigError(f"config.data.path has none of {', '.join(there)}.")
+    found = {}
+    for name, changes in config.compare.sets:
+        if there[name] is not None:
+            cells = []
+            for seed in range(config.compare.seeds):
+                print(f"== {name}, seed {seed}")
+                # Between a set's own alpha and a run's.
+                every = {"reward.alpha": config.compare.alpha} if config.compare.alpha else {}
+                one = compare.changed(config, dict(changes) | every | {"seed": seed, "data.path": there[name]})
+                cells.append(cell(config, one, workdir / name / f"seed-{seed}", execute, mode))
+            found[name] = gathered(cells)
+    result = {
+        "sets": found,
+        "left out": [name for name, path in there.items() if path is None],
+        "seeds": config.compare.seeds,
+        "paper": published.TABLES[config.compare.table],
+    }
+    records.write_json(workdir / "comparison.json", result)
+    text = table(result)
+    with replacing(workdir / "comparison.md") as partial:
+        partial.write_text(text)
+    return text
+
+
+def cell(config: ConfigDict, one: ConfigDict, folder: Path, execute: Callable, mode: str) -> dict:
+    """``{"played": {policy: ...}, "runs": {run: summary}}`` of one data set and one seed.
+
+    Args:
+      config: with the table's settings, in ``compare``.
+      one: of this cell.
+      folder: of all its parts.
+      execute: trains and evaluates one config in one folder, or reads what it left there.
+      mode: ``train``, or ``evaluate`` to evaluate and play each anew.
+    """
+    settings: Any = config.compare
+    for what, field in SECTIONS.items():
+        if not get(one, field):
+            one = compare.changed(one, {field: str(pretrained(one, folder, what))})
+    for what in settings.policies:
+        pretrained(one, folder, what)
+    runs, summaries = {}, {}
+    for name, changes in settings.runs:
+        runs[name] = folder / compare.slug(name)
+        summaries[name] = execute(compare.changed(one, dict(changes)), runs[name], mode).summary
+    path = folder / "scores.json"
+    played = (None if mode == "evaluate" else records.read_json(path, "delete it to play again")) or {}
+    for name, actor in play.actors(one, runs, folder / "pretrain", settings.candidates).items():
+        if name not in played:
+            played[name] = play.episodes_of(actor, networks.task_of(one), settings.episodes, one.seed)
+            records.write_json(path, played)
+    return {"played": played, "runs": summaries}
+
+
+def pretrained(config: ConfigDict, folder: Path, what: str) -> Path:
+    """The weights of a prior, of values or of a baseline, made if they are not there."""
+    place = (folder / "pretrain" / what).resolve()
+    path = baselines.weights_file(config, place, what)
+    if not path.exists():
+        one = compare.changed(config, {"pretrain.what": what})
+        with records.claimed(place, one.to_dict()):
+            control.pretrain(one, place)
+    return path
+
+
+def gathered(cells: list[dict]) -> dict:
+    """One data set over its seeds."""
+    policies = {name: play.summary([one["played"][name] for one in cells]) for name in cells[0]["played"]}
+    runs = {}
+    for name in cells[0]["runs"]:
+        each = [one["runs"][name] for one in cells]
+        runs[name] = {field: mean_of([s["certificate"][field] for s in each]) for field in CERTIFICATE}
+        runs[name] |= {
+            "q_minus_prior": mean_of([s["metrics"]["rtb"]["q"] - s["metrics"]["prior"]["q"] for s in each]),
+            "q_minus_reference": mean_of([s["metrics"]["rtb"]["q_minus_reference"] for s in each]),
+            "trusted": mean_of([s["metrics"]["reference"]["trusted"] for s in each]),
+            "seconds": mean_of([s["seconds"]["train"] for s in each]),
+            "verdicts": [s["certificate"]["verdict"] for s in each],
+        }
+    return {"policies": policies, "runs": runs}
+
+
+def mean_of(values: list) -> float | None:
+    return None if None in values else float(np.mean(values))
+
+
+def table(result: dict) -> str:
+    """Markdown: scores, ours above the paper's; then what the certificates say of RTB."""
+    names = list(dict.fromkeys(name for found in result["sets"].values() for name in found["policies"]))
+    names += [name for name in published.QUOTED if any(name in row for row in result["paper"].values())]
+    lines = [f"D4RL-normalised scores, {result['seeds']} seeds, mean (95 % bootstrap interval).", ""]
+    lines += header("set", *(LABELS.get(name, name) for name in names))
+    for name, found in result["sets"].items():
+        lines.append(line(name, *(score(found["policies"].get(policy)) for policy in names)))
+        if name in result["paper"]:
+            lines.append(line("the paper, D4RL v2", *(result["paper"][name].get(policy, "") for policy in names)))
+    lines.append(line("ms an action", *(latency(result["sets"], policy) for policy in names)))
+    columns = (*CERTIFICATE.values(), "Q over the prior's", "Q - reference", "trusted", "seconds", "verdicts")
+    lines += ["", "RTB in recorded states, means over seeds.", "", *header("set", "run", *columns)]
+    for name, found in result["sets"].items():
+        for run, values in found["runs"].items():
+            verdicts = ", ".join(sorted(set(values["verdicts"])))
+            numbers = (compare.cell(value) for field, value in values.items() if field != "verdicts")
+            lines.append(line(name, run, *numbers, verdicts))
+    if result["left out"]:
+        lines += ["", f"No data for {', '.join(result['left out'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def header(*columns: str) -> list[str]:
+    return [line(*columns), "|---" * len(columns) + "|"]
+
+
+def line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def score(found: dict | None) -> str:
+    if found is None:
+        return ""
+    low, high = found["interval"]
+    return f"{found['score']:.1f} ({low:.1f} to {high:.1f})"
+
+
+def latency(sets: dict, policy: str) -> str:
+    found = [s["policies"][policy]["latency_ms"] for s in sets.values() if policy in s["policies"]]
+    return f"{np.median(found):.1f}" if found else ""

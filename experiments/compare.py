@@ -122,12 +122,15 @@ def row(summary: dict) -> dict:
     }
 
 
-def table(rows: dict[str, dict]) -> str:
-    """Markdown."""
-    lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, values in rows.items():
-        lines.append(f"| {name} | " + " | ".join(cell(values.get(column)) for column in COLUMNS) + " |")
+def table(rows: dict[str, dict], columns: dict[str, str] = COLUMNS, corner: str = "method") -> str:
+    """Markdown: a line for each row, a column for each of ``columns``, which are titles by key."""
+    lines = [_line([corner, *columns.values()]), "|---" * (len(columns) + 1) + "|"]
+    lines += [_line([name, *(cell(values.get(column)) for column in columns)]) for name, values in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in cells) + " |"
 
 
 def cell(value: float | str | None) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ body { margin: 0 auto; max-width: 64rem; padding: 1rem; font: 16px/1.5 system-ui
 h1 { font-size: 1.5rem; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-dl { display: grid; grid-template-columns: 14rem minmax(0, 1fr); gap: .3rem 1rem; }
+dl { display: grid; grid-template-columns: 16rem minmax(0, 1fr); gap: .3rem 1rem; }
 dt { font-weight: 600; overflow-wrap: anywhere; }
 dd { margin: 0; overflow-wrap: anywhere; }
 dd > data:first-child { font-weight: 600; }
@@ -27,7 +28,8 @@ summary { cursor: pointer; }
 pre { background: #f5f5f5; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; }
 table { border-collapse: collapse; font-size: .875rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee; }
-td:has(> data) { text-align: right; }
+th[scope=row] { position: sticky; left: 0; background: #fff; min-width: 6rem; }
+td > .reason { white-space: nowrap; }
 .scroll { overflow-x: auto; }
 .scroll > img { min-width: 40rem; }
 @media (max-width: 40rem) { dl { display: block; } dt { margin-top: .6rem; } }
@@ -75,6 +77,11 @@ def shown(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def literal(setting: Any) -> str:
+    """A setting as JSON has it."""
+    return json.dumps(setting, ensure_ascii=False)
 
 
 def number(value: float, name: str) -> Html:

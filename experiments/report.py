@@ -4,7 +4,6 @@ It is made of what lies in the workdir and asks for nothing else. Every number o
 name there (`pages.number`); where there is none, the page says why.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def write(workdir: Path, config: dict[str, Any], summary: dict[str, Any], about:
       workdir: of the run.
       config: as in ``config.json``.
       summary: as in ``summary.json``.
-      about: what prior and reward are, in words; an empty line between paragraphs.
+      about: what prior and reward are, as the docstring of a domain says it.
 
     Raises:
       WriteError: see `experiments.files.replacing`.
@@ -73,9 +72,10 @@ def question(config: dict[str, Any], summary: dict[str, Any], about: str) -> Ite
     beta = config["objective"]["beta"]
     conditions = summary["certificate"].get("per_condition")
     yield tag("p", "Samples are asked of p(x) r(x)", tag("sup", "β"), " / Z, with β = ", pages.shown(beta), ".")
-    yield from (tag("p", " ".join(paragraph.split())) for paragraph in about.split("\n\n") if paragraph.strip())
+    paragraphs = about.replace("``", "").split("\n\n")
+    yield from (tag("p", " ".join(paragraph.split())) for paragraph in paragraphs if paragraph.strip())
     reward = {name: found for name, found in (config.get("reward") or {}).items() if name not in PATIENCE}
-    settings = "; ".join(f"{name} = {_literal(found)}" for name, found in records.flatten(reward).items())
+    settings = "; ".join(f"{name} = {pages.literal(found)}" for name, found in records.flatten(reward).items())
     yield pages.facts(
         [
             ("Prior p", f"a chain of {config['process']['num_steps']} steps; data: {summary['data_source']}"),
@@ -134,9 +134,5 @@ def again(config: dict[str, Any], summary: dict[str, Any]) -> Iterator[Html]:
     )
     flat = records.flatten(config).items()
     yield pages.folded(
-        "Configuration", pages.table(["field", "value"], ([name, _literal(found)] for name, found in flat))
+        "Configuration", pages.table(["field", "value"], ([name, pages.literal(found)] for name, found in flat))
     )
-
-
-def _literal(found: Any) -> str:
-    return json.dumps(found, ensure_ascii=False)

@@ -132,6 +132,7 @@ def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finis
         hosts.say(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
         return compare.Finished(domain, summary, exact.posterior(config, domain, mesh))
     with records.claimed(workdir, config.to_dict()):
+        hosts.say(plan(config))
         # Read before training, so that a damaged file is known at once; drawn after, so that training starts early.
         known = exact.cached(config, domain)
         trained = loop.run(config, domain, workdir, mesh, clock)
@@ -140,6 +141,22 @@ def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finis
         origin = provenance.found(typed())
         training = {"seconds": clock.summary(trained), "skipped": trained.skipped, "provenance": origin}
         return compare.Finished(domain, finish(config, domain, result, training, workdir), known)
+
+
+def plan(config: ConfigDict) -> str:
+    """What is about to be done, with what the header of the config's file says of the command: mostly, how long."""
+    size = f"{config.train.steps:,} steps of {config.train.batch_size:,} paths"
+    text = f"To do: {size}, then {config.eval.num_samples:,} fresh paths for the certificate."
+    said = header(given_config())
+    return f"{text} {given_config()}: {said}." if said else text
+
+
+def header(given: str) -> str | None:
+    """What a config's docstring says beside the command with just this ``--config``; None if nothing."""
+    file = Path(given.partition(":")[0])
+    text = file.read_text() if file.is_file() else ""
+    beside = re.search(rf"^ +python experiments/run\.py --config={re.escape(given)} {{2,}}(.*)$", text, re.MULTILINE)
+    return beside and beside[1]
 
 
 def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finished:

@@ -69,6 +69,25 @@ def test_an_ill_typed_field_is_named_with_its_value_and_what_is_allowed(said, se
     assert run.explain(said) == sentence
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("configs/gmm.py", "about 6 minutes on two cores"),
+        ("configs/gmm.py:smoke", "the whole path in about a minute"),
+        ("configs/mnist.py:value", None),  # Only beside --mode=pretrain.
+        ("configs/nope.py", None),
+        ("", None),
+    ],
+)
+def test_what_a_config_says_of_its_command_is_told_before_it_starts(given, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", ["experiments/run.py", f"--config={given}"])
+    assert run.header(given) == said
+    told = run.plan(gmm(tmp_path))
+    assert told.startswith("To do: 4 steps of 32 paths, then 64 fresh paths for the certificate.")
+    assert told.endswith(f"{given}: {said}." if said else "certificate.")
+
+
 def test_the_command_elsewhere_is_the_same_command_with_a_free_workdir(monkeypatch, tmp_path):
     (tmp_path / "w-2").mkdir()
     given = ["experiments/run.py", "--config=configs/mnist.py", "--config.reward.label=even"]

@@ -41,7 +41,7 @@ class Disk:
     def __init__(self, path):
         self.path = path
         path.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path], capture_output=True)
         if mounted.returncode:
             pytest.skip("only root may mount a file system; the tests with a limit on files say the same to others")
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from check_workdir import problems
 from safetensors.numpy import save_file
 from shrunk import changed
 
@@ -83,6 +84,7 @@ def test_one_posterior_for_many_labels(tmp_path):
         eval__exact_cache=str(tmp_path / "exact"),
     )
     done = run.execute(config, tmp_path / "run")
+    assert problems(tmp_path / "run") == []
     each = done.summary["certificate"]["per_condition"]
     assert [one["condition"] for one in each] == ["even", "odd"]
     metrics = done.summary["metrics"]
@@ -90,6 +92,7 @@ def test_one_posterior_for_many_labels(tmp_path):
     for name in ("log_reward", "accuracy"):
         mean = np.mean([one["rtb"][name] for one in metrics["per_condition"]])
         assert metrics["rtb"][name] == pytest.approx(mean)
+    assert sum(metrics["rtb"]["classes"].values()) == pytest.approx(1.0)
     # Exact samples are of their own label.
     assert all(one["exact"]["log_reward"] > one["prior"]["log_reward"] for one in metrics["per_condition"])
     domain = done.domain

@@ -102,7 +102,7 @@ def test_the_library_names_no_application_package(path):
     assert not {name.split(".")[0] for name in imports_of(path.read_text())} & FORBIDDEN
 
 
-def test_importing_rtbjax_loads_no_application_package():
+def test_importing_rtbjax_loads_no_application_package_and_warns_of_nothing():
     """Beyond what JAX, Flax, optax and chex load by themselves (the last two load absl)."""
     script = """
 import sys
@@ -112,7 +112,12 @@ import rtbjax, rtbjax.nets.unet, rtbjax.metrics.distances, rtbjax.replay, rtbjax
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} | before.intersection(%r)))
 """ % (FORBIDDEN - {"absl"})
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent, timeout=300, check=True
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+        timeout=300,
+        check=True,
     )
     loaded = set(result.stdout.split())
     assert "rtbjax" in loaded and not loaded & FORBIDDEN, loaded

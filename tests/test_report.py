@@ -1,33 +1,17 @@
 """The report of a run: a page that shows what was measured, whatever the texts in it say."""
 
 import html
-import json
 import re
 import shutil
 import subprocess
 
 import pytest
 from check_workdir import Page, report_problems
-from PIL import Image
+from workdirs import CERTIFICATE, CONFIG, LINES, SUMMARY, changed, leave
 
 from experiments import charts, pages, records, report
 from rtbjax.certificate import VERDICTS
 
-CERTIFICATE = {
-    "log_z_is": -1.23456,
-    "log_z_is_ci": [-1.3, -1.2],
-    "log_z_reference": -1.1,
-    "log_z_reference_ci": [-1.15, -1.05],
-    "log_z_reference_source": "4000 prior samples",
-    "elbo": -2.0,
-    "eubo": -0.5,
-    "ess": 0.61,
-    "pareto_k": 0.3,
-    "path_kl": 0.9,
-    "path_kl_lower": 0.76544,
-    "num_paths": 12_000,
-    "verdict": "importance_weight",
-}
 UNCERTIFIED = dict.fromkeys(CERTIFICATE) | {
     "log_z_is": -1.5,
     "log_z_is_ci": [-1.6, -1.4],
@@ -36,44 +20,7 @@ UNCERTIFIED = dict.fromkeys(CERTIFICATE) | {
     "log_z_reference_source": "4000 prior samples",
     "reason": "particles have no weights",
 }
-SUMMARY = {
-    "domain": "images",
-    "data_source": "digits",
-    "steps": 30,
-    "seconds": {"compile": 1.5, "first_step": 3.25, "train": 20.0, "total": 61.0},
-    "skipped": 2,
-    "provenance": {
-        "command": "python experiments/run.py --config=configs/mnist.py",
-        "commit": "abc",
-        "python": "3.11",
-        "packages": {"jax": "0.10"},
-        "devices": "1 x cpu",
-    },
-    "certificate": CERTIFICATE,
-    "metrics": {
-        "prior": {"log_reward": -3.0, "classes": {"0": 0.25, "1": 0.75}},
-        "rtb": {"log_reward": -1e-7, "accuracy": 0.5, "classes": {"0": 0.125, "1": 0.875}},
-        "start_excess": 123456.789,
-        "states": {"state 7": {"q_prior": 1.0, "q_rtb": 2.0}, "state 9": {"q_prior": 3.0, "q_rtb": 4.0}},
-        "per_condition": [
-            {"condition": "even", "rtb": {"log_reward": -1.0, "classes": {"0": 0.5}}},
-            {"condition": "odd", "rtb": {"log_reward": -2.0, "classes": {"0": 0.5}}},
-        ],
-    },
-    "finished": "2026-01-01T00:00:00Z",
-}
-CONFIG = {
-    "objective": {"beta": 2.0},
-    "process": {"num_steps": 50},
-    "reward": {"label": "even", "retries": 2},
-    "behaviour": {"widen": 0.0},
-}
-LINES = [{"step": step, "loss": 1.0 / step, "log_z": -1.0, "skipped": 0, "seconds": 1.0} for step in (10, 20, 30)]
 HOSTILE = "</code><script>alert(1)</script><img src='http://x/'> & \" ' \0\ud800 ]]> --> {{7*7}} \u202e"
-
-
-def changed(**certificate):
-    return SUMMARY | {"certificate": CERTIFICATE | certificate}
 
 
 @pytest.fixture
@@ -81,8 +28,7 @@ def written(tmp_path):
     """Writes a report and gives its text."""
 
     def write(summary=SUMMARY, config=CONFIG, about="What it is.", lines=LINES):
-        Image.new("RGB", (1200, 400)).save(tmp_path / "samples.png")
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        leave(tmp_path, summary, config, lines)
         report.write(tmp_path, config, summary, about)
         return (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -134,7 +80,7 @@ def test_numbers_are_the_measured_ones(written):
 
 
 def test_what_was_asked_and_how_to_get_it_again(written):
-    text = Page(written(about="First part,\ncontinued.\n\nSecond.")).text
+    text = Page(written(about="First ``part``,\ncontinued.\n\nSecond.")).text
     assert "with β = 2" in text and "First part, continued." in text and "a chain of 50 steps; data: digits" in text
     assert 'label = "even"' in text and "retries = 2" not in text  # Patience is no part of what r is.
     assert SUMMARY["provenance"]["command"] in text and "1 x cpu" in text

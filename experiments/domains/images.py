@@ -121,12 +121,22 @@ def load_classifier(config: ConfigDict):
     return net, load(config, "reward", abstract_params(net, blank(config, 1)))
 
 
+def make_schedule(config: ConfigDict, num_steps: int | None = None) -> schedules.Respaced:
+    """Steps of the config's chain, or of one like it of another length."""
+    return schedules.respace(
+        schedules.cosine_alpha_bar(), num_steps or config.process.num_steps, config.process.spacing
+    )
+
+
 def make_process(config: ConfigDict, num_steps: int | None = None) -> Process:
     """The config's chain, or one like it of another length."""
     p = config.process
-    schedule = schedules.respace(schedules.cosine_alpha_bar(), num_steps or p.num_steps, p.spacing)
     return vp.ddpm(
-        schedule, prediction="v_prediction", variance=p.variance, clip_x0=p.clip_x0 or None, min_std=p.min_std
+        make_schedule(config, num_steps),
+        prediction="v_prediction",
+        variance=p.variance,
+        clip_x0=p.clip_x0 or None,
+        min_std=p.min_std,
     )
 
 

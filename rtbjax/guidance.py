@@ -76,8 +76,8 @@ def reconstruction(
     """The gradient of a Gaussian likelihood at an estimate of x0 whose uncertainty is that of the prior.
 
     A step of standard deviation s should move its mean m by ``s^2`` times the gradient, in m, of the log of the mean of
-    r over all that may follow. With ``log r = -|e|^2 / 2`` plus a constant, e the misfit, B its derivative, J that of the
-    estimate of x0 at m, and C the covariance of x0 given the state, this gradient is
+    r over all that may follow. With ``log r = -|e|^2 / 2`` plus a constant, e the misfit, B its derivative, J that of
+    the estimate of x0 at m, and C the covariance of x0 given the state, this gradient is
 
         -J' B' (1 + B C B')^-1 e
 

@@ -11,8 +11,8 @@ each of which says how to use what it made. After that RTB needs no pictures:
 
     python experiments/run.py --config=configs/cifar10.py --config.reward.label=cat
 
-Labels: airplane, ..., truck or 0..9, vehicle, animal. The whole path in about a minute, with networks too small and too
-shortly trained to be of use, which are shipped:
+Labels: airplane, ..., truck or 0..9, vehicle, animal. The whole path in about a minute, with small networks of random
+weights, which are shipped for that alone:
 
     python experiments/run.py --config=configs/cifar10.py:smoke
 

@@ -21,13 +21,11 @@ class Operator:
       measure: A, ``[B, H, W, C] -> [B, h, w, D]``; a measurement is an image too, so that it can be looked at.
       measured: which entries of y are measurements, ``bool[h, w, D]``; the others are blank.
       seen: which pixels some measurement depends on, ``bool[H, W, C]``.
-      gain: variance of a measurement per variance of white noise in x, the mean over measurements.
     """
 
     measure: Callable[[Float[Array, "B H W C"]], Float[Array, "B h w D"]]
     measured: Bool[np.ndarray, "h w D"]
     seen: Bool[np.ndarray, "H W C"]
-    gain: float
 
 
 def inpainting(seen: Bool[np.ndarray, "H W C"]) -> Operator:
@@ -39,7 +37,7 @@ def inpainting(seen: Bool[np.ndarray, "H W C"]) -> Operator:
     seen = np.asarray(seen, bool)
     if not seen.any():
         raise ValueError("Inpainting needs at least one pixel that is seen.")
-    return Operator(lambda x: x * jnp.asarray(seen, x.dtype)[None], seen, seen, 1.0)
+    return Operator(lambda x: x * jnp.asarray(seen, x.dtype)[None], seen, seen)
 
 
 def super_resolution(shape: tuple[int, int, int], factor: int) -> Operator:
@@ -56,7 +54,7 @@ def super_resolution(shape: tuple[int, int, int], factor: int) -> Operator:
     def measure(x):
         return x.reshape(len(x), small[0], factor, small[1], factor, channels).mean(axis=(2, 4))
 
-    return Operator(measure, np.ones(small, bool), np.ones(shape, bool), 1.0 / factor**2)
+    return Operator(measure, np.ones(small, bool), np.ones(shape, bool))
 
 
 def deblurring(shape: tuple[int, int, int], width: float) -> Operator:
@@ -72,8 +70,7 @@ def deblurring(shape: tuple[int, int, int], width: float) -> Operator:
     def measure(x):
         return jnp.einsum("ih,bhwc,jw->bijc", jnp.asarray(down, x.dtype), x, jnp.asarray(across, x.dtype))
 
-    gain = float(np.sum(down**2, axis=1).mean() * np.sum(across**2, axis=1).mean())
-    return Operator(measure, np.ones(shape, bool), np.ones(shape, bool), gain)
+    return Operator(measure, np.ones(shape, bool), np.ones(shape, bool))
 
 
 def _blur(side: int, width: float) -> Float[np.ndarray, "side side"]:
@@ -101,16 +98,18 @@ def phase_retrieval(shape: tuple[int, int, int], oversampling: int = 2) -> Opera
         return jnp.sqrt(waves.real**2 + waves.imag**2 + _TINY)
 
     measured = np.ones((padded[0], padded[1] // 2 + 1, channels), bool)
-    # A quarter by the brightness, spread over the padded grid; half of it along the amplitude, half along the phase.
-    return Operator(measure, measured, np.ones(shape, bool), 1.0 / (8.0 * oversampling**2))
+    return Operator(measure, measured, np.ones(shape, bool))
+
+
+def misfit(
+    operator: Operator, y: Float[Array, "#B h w D"], x: Float[Array, "B H W C"], noise: float
+) -> Float[Array, "B h w D"]:
+    """``(y - A(x)) / noise`` where there are measurements, 0 elsewhere."""
+    return (y - operator.measure(x)) * jnp.asarray(operator.measured, x.dtype)[None] / noise
 
 
 def log_likelihood(
-    operator: Operator,
-    y: Float[Array, "#B h w D"],
-    x: Float[Array, "B H W C"],
-    noise: float,
-    spread: float | Float[Array, ""] = 0.0,
+    operator: Operator, y: Float[Array, "#B h w D"], x: Float[Array, "B H W C"], noise: float
 ) -> Float[Array, " B"]:
     """``log N(y | A(x), noise^2)`` over the measurements.
 
@@ -118,13 +117,9 @@ def log_likelihood(
       operator: A.
       y: one measurement for all images, or one for each.
       x: images.
-      noise: standard deviation of the measurement.
-      spread: standard deviation of white noise that x is known up to; it adds its part to the measurement's variance.
+      noise: standard deviation of a measurement.
     """
-    variance = noise**2 + operator.gain * jnp.asarray(spread, jnp.float32) ** 2
-    error = (y - operator.measure(x)) * jnp.asarray(operator.measured, x.dtype)[None]
-    count = float(operator.measured.sum())
-    return -0.5 * (jnp.sum(error**2, axis=(1, 2, 3)) / variance + count * jnp.log(2.0 * jnp.pi * variance))
+    return log_bound(operator, noise) - 0.5 * jnp.sum(misfit(operator, y, x, noise) ** 2, axis=(1, 2, 3))
 
 
 def log_bound(operator: Operator, noise: float) -> float:

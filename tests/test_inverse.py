@@ -29,15 +29,13 @@ def matrix(operator, shape):
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_a_linear_operator_is_a_matrix_whose_rows_have_its_gain(name):
+def test_a_linear_operator_is_a_matrix_with_a_column_for_each_pixel_that_is_seen(name):
     operator = LINEAR[name]
     x = jax.random.normal(jax.random.key(0), (3, *SHAPE))
     a = matrix(operator, SHAPE)
     y = np.asarray(operator.measure(x))
     np.testing.assert_allclose(y[:, operator.measured], np.asarray(x).reshape(3, -1) @ a.T, rtol=1e-5, atol=1e-6)
     assert not y[:, ~operator.measured].any()
-    np.testing.assert_allclose(np.sum(a**2, axis=1).mean(), operator.gain, rtol=1e-6)
-    # A pixel is seen if and only if its column has an entry.
     np.testing.assert_array_equal(np.abs(a).sum(axis=0).reshape(SHAPE) > 0, operator.seen)
 
 
@@ -63,9 +61,6 @@ def test_amplitudes_do_not_know_where_an_object_lies_nor_which_way_it_points():
     # The transform is unitary: all amplitudes together, both halves, weigh what the brightness does.
     half = seen[..., 0] ** 2
     assert half.sum() + half[:, :, 1:-1].sum() == pytest.approx(np.sum((0.5 * (x + 1)) ** 2), rel=1e-5)
-    noise = 1e-3 * jax.random.normal(jax.random.key(1), (500, 8, 8, 1))
-    moved = np.asarray(operator.measure(jnp.asarray(x) + noise)) - seen
-    assert moved.var(axis=0).mean() / 1e-6 == pytest.approx(operator.gain, rel=0.1)
 
 
 def test_amplitudes_that_vanish_have_a_finite_gradient():
@@ -76,7 +71,7 @@ def test_amplitudes_that_vanish_have_a_finite_gradient():
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_log_r_is_a_normal_density_below_its_bound(name):
-    operator, noise, spread = LINEAR[name], 0.3, 0.5
+    operator, noise = LINEAR[name], 0.3
     x = jax.random.normal(jax.random.key(0), (4, *SHAPE))
     y = operator.measure(x[:1]) + 0.1
     a = matrix(operator, SHAPE)
@@ -86,10 +81,6 @@ def test_log_r_is_a_normal_density_below_its_bound(name):
     exact = inverse.log_likelihood(operator, operator.measure(x), x, noise)
     np.testing.assert_allclose(exact, inverse.log_bound(operator, noise), rtol=1e-6)
     assert (inverse.log_likelihood(operator, y, x, noise) < exact).all()
-    if name != "deblurring":  # Whose measurements share noise of the pixels.
-        variance = noise**2 * np.eye(len(a)) + spread**2 * a @ a.T
-        together = [scipy.stats.multivariate_normal(m, variance).logpdf(data) for m in mean]
-        np.testing.assert_allclose(inverse.log_likelihood(operator, y, x, noise, spread), together, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +112,7 @@ class LinearGaussian:
         self.data, schedule = GaussianData(), respace(cosine_alpha_bar(), num_steps, "trailing")
         self.process = vp.ddpm(schedule, prediction="v_prediction", variance="fixed_large", min_std=1e-2)
         self.prior = self.data.vp(cosine_alpha_bar(), "v_prediction")
-        a = schedule.alpha_bar[:-1]
-        self.spread = np.sqrt((1.0 - a) * self.data.std**2 / (a * self.data.std**2 + 1.0 - a))
+        self.tweedie = jnp.asarray((1.0 - schedule.alpha_bar) / np.sqrt(schedule.alpha_bar), jnp.float32)
 
     def posterior(self, operator, y):
         """Mean and covariance."""
@@ -141,10 +131,10 @@ class LinearGaussian:
         return law.logpdf(np.asarray(y)[0, operator.measured])
 
     def guide(self, operator, y):
-        def log_r(x0, cond, std):
-            return inverse.log_likelihood(operator, y, x0, NOISE, std)
+        def misfit(x0, cond):
+            return inverse.misfit(operator, y, x0, NOISE)
 
-        return guidance.reconstruction(self.process, self.prior, log_r, jnp.asarray(self.spread, jnp.float32))
+        return guidance.reconstruction(self.process, self.prior, misfit, self.tweedie)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -168,11 +158,3 @@ def test_reconstruction_guidance_samples_the_posterior_of_a_linear_gaussian_prob
     assert abs(found.log_z_is - chain.evidence(operator, y)) < 0.05
     # The prior's own samples are not that posterior.
     assert np.abs(mean - chain.data.mean).max() > 0.2 * chain.data.std
-
-
-def test_denoising_errors_are_what_a_state_leaves_open(key):
-    chain = LinearGaussian(40)
-    paths = rtbjax.rollout(key, chain.process, chain.prior, shape=(2_000, *SMALL))
-    found = guidance.denoising_errors(chain.process, chain.prior, paths.xs)
-    # Forty steps are few: the chain's own ends are 2 % wider than the data.
-    np.testing.assert_allclose(found, chain.spread, rtol=0.06)

@@ -23,9 +23,9 @@ def test_without_weights_it_names_the_commands_that_make_them(tmp_path):
     command = "it is made by: python experiments/run.py --config=configs/cifar10.py --mode=pretrain"
     with pytest.raises(weights.WeightsError, match=f"no weights file .*none.safetensors; {command}$"):
         images.build(config)
-    config = changed(get_config("smoke"), reward__weights=str(tmp_path / "none.safetensors"))
+    config = changed(get_config(), reward__weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(weights.WeightsError, match=f"{command} --config.pretrain.what=reward$"):
-        images.build(config)
+        images.load_classifier(config)
 
 
 def test_pictures_that_are_not_what_they_should_be(tmp_path):
@@ -42,7 +42,7 @@ def test_pictures_that_are_not_what_they_should_be(tmp_path):
 
 def test_pictures_that_are_nowhere_are_said_to_be(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(data.DataError, match="cifar10 is not prepared on this machine .* config.data.path"):
+    with pytest.raises(data.DataError, match="cifar10 is not prepared on this machine .*config.data.path"):
         data.load("cifar10", "")
 
 

@@ -122,21 +122,23 @@ def load_classifier(config: ConfigDict):
     return net, load(config, "reward", abstract_params(net, blank(config, 1)))
 
 
+def make_schedule(config: ConfigDict, num_steps: int | None = None) -> schedules.Respaced:
+    """Steps of the config's chain, or of one like it of another length."""
+    return schedules.respace(
+        schedules.cosine_alpha_bar(), num_steps or config.process.num_steps, config.process.spacing
+    )
+
+
 def make_process(config: ConfigDict, num_steps: int | None = None) -> Process:
     """The config's chain, or one like it of another length."""
     p = config.process
     return vp.ddpm(
-        respaced(config, num_steps),
+        make_schedule(config, num_steps),
         prediction="v_prediction",
         variance=p.variance,
         clip_x0=p.clip_x0 or None,
         min_std=p.min_std,
     )
-
-
-def respaced(config: ConfigDict, num_steps: int | None = None) -> schedules.Respaced:
-    p = config.process
-    return schedules.respace(schedules.cosine_alpha_bar(), num_steps or p.num_steps, p.spacing)
 
 
 def chosen_classes(asked: tuple[str, ...], cond: Int[Array, " B"] | None) -> Bool[Array, "N 10"]:
@@ -237,7 +239,7 @@ def guided(config: ConfigDict, process: Process, prior: Policy, log_reward) -> P
     if settings.kind == "posterior_sampling":
         return guidance.posterior_sampling(process, prior, tempered, strength=settings.strength)
     # The spread of x_0 given x that data of unit variance would have (Song et al. 2023).
-    noise = jnp.asarray(np.sqrt(1.0 - respaced(config).alpha_bar), jnp.float32)
+    noise = jnp.asarray(np.sqrt(1.0 - make_schedule(config).alpha_bar), jnp.float32)
     return guidance.loss_guidance(
         process,
         prior,

@@ -8,7 +8,6 @@ learn the step variances. Many measurements can share one posterior, which is to
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from experiments import weights
@@ -21,8 +20,6 @@ from experiments.inverse.problem import Problems
 from experiments.settings import no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, Process, guidance, inverse, posterior, rollout
-
-PATHS = 64  # Of the prior, to see how far off its estimates of x0 are.
 
 
 def build(config: ConfigDict) -> Domain:
@@ -40,15 +37,23 @@ def build(config: ConfigDict) -> Domain:
     shape = images.shape(config)
     wanted = problem.count(config)
     prior, process = images.load_prior(config), images.make_process(config)
-    xs = prior_paths(config, process, prior, shape, wanted if config.reward.truth == "prior" else 0)
-    problems = problem.make(config, shape, np.asarray(xs[-1]))
+    problems = problem.make(config, shape, truths(config, process, prior, wanted))
     trained_on, evaluated = split(config, problems)
-    log_r = make_log_r(trained_on)
+    operator, noise = problems.operator, problems.noise
+
+    def measured(cond):
+        """Of each path, or the one there is."""
+        return trained_on.y if cond is None else cond
+
+    def misfit(x, cond):
+        return inverse.misfit(operator, measured(cond), x, noise)
 
     def log_reward(x, cond=None):
-        return log_r(x, cond, 0.0)
+        return inverse.log_likelihood(operator, measured(cond), x, noise)
 
-    spread = guidance.denoising_errors(process, prior, xs)
+    level = images.make_schedule(config).alpha_bar
+    tweedie = jnp.asarray((1.0 - level) / np.sqrt(level), jnp.float32)
+    guide = guidance.reconstruction(process, prior, misfit, tweedie)
     evaluation = Evaluation(evaluated)
     return Domain(
         name="inverse",
@@ -56,9 +61,9 @@ def build(config: ConfigDict) -> Domain:
         process=process,
         event_shape=shape,
         prior=prior,
-        posterior=guided(config, process, guidance.reconstruction(process, prior, log_r, spread), problems),
+        posterior=guided(config, process, guide, operator),
         log_reward=jax.jit(log_reward),
-        log_bound=inverse.log_bound(problems.operator, problems.noise),
+        log_bound=inverse.log_bound(operator, noise),
         rare=config.reward.rare,
         fingerprint=weights.fingerprint(
             prior.params, config.process.to_dict(), evaluated.y, problem.described(config), *other_precision(config)
@@ -70,14 +75,14 @@ def build(config: ConfigDict) -> Domain:
     )
 
 
-def prior_paths(config: ConfigDict, process: Process, prior: Policy, shape: tuple[int, ...], truths: int) -> Array:
-    """Paths of the prior, ``[T + 1, B, H, W, C]``; the ends of the last ones may be truths.
-
-    Their number does not depend on that of the measurements beyond `PATHS`, so that one problem keeps its truth.
-    """
-    count = max(PATHS, config.reward.index + truths)
-    roll = jax.jit(lambda key, prior: rollout(key, process, prior, shape=(count, *shape)).xs)
-    return roll(stream(config.seed, "truth"), prior)
+def truths(config: ConfigDict, process: Process, prior: Policy, wanted: int) -> np.ndarray:
+    """Samples of the prior, as many as may be measured; none where data are."""
+    shape = images.shape(config)
+    if config.reward.truth != "prior" or config.reward.index < 0:
+        return np.zeros((0, *shape), np.float32)
+    count = config.reward.index + wanted
+    roll = jax.jit(lambda key, prior: rollout(key, process, prior, shape=(count, *shape)).xs[-1])
+    return np.asarray(roll(stream(config.seed, "truth"), prior))
 
 
 def split(config: ConfigDict, problems: Problems) -> tuple[Problems, Problems]:
@@ -94,19 +99,6 @@ def split(config: ConfigDict, problems: Problems) -> tuple[Problems, Problems]:
     return part(slice(None, first)), part(slice(first, None))
 
 
-def make_log_r(problems: Problems):
-    """``(x, cond, std)``: the log likelihood of images that are known up to white noise of that standard deviation.
-
-    ``cond`` is the measurement of each, ``[B, h, w, D]``, or None where there is one for all.
-    """
-
-    def log_r(x, cond, std):
-        y = problems.y[:1] if cond is None else cond
-        return inverse.log_likelihood(problems.operator, y, x, problems.noise, std)
-
-    return log_r
-
-
 def make_conditions(config: ConfigDict, trained_on: Problems, evaluated: Problems) -> Conditions:
     """A condition is a measurement; the evaluated ones are others than those that are trained on."""
     first = config.reward.index + len(trained_on.y)
@@ -114,7 +106,7 @@ def make_conditions(config: ConfigDict, trained_on: Problems, evaluated: Problem
     return Conditions(values=trained_on.y, evaluated=evaluated.y, names=names)
 
 
-def guided(config: ConfigDict, process: Process, guide: Policy, problems: Problems) -> Policy:
+def guided(config: ConfigDict, process: Process, guide: Policy, operator: inverse.Operator) -> Policy:
     """The guide with a strength for each step, the score of a small U-Net, and perhaps step variances."""
     net, steps = images.small_unet(config, images.shape(config)[-1]), process.num_steps
     key = stream(config.seed, "posterior")
@@ -134,7 +126,7 @@ def guided(config: ConfigDict, process: Process, guide: Policy, problems: Proble
     if not config.posterior.learn_variance:
         return learner
     # Of every step one number for all pixels, and one for those that were seen: a measurement narrows these alone.
-    mask = jnp.asarray(problems.operator.seen, jnp.float32)[None]
+    mask = jnp.asarray(operator.seen, jnp.float32)[None]
     table = {"all": jnp.zeros((steps, 1, 1, 1)), "seen": jnp.zeros((steps, 1, 1, 1))}
 
     def head(table, x, t, cond):

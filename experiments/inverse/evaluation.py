@@ -22,16 +22,8 @@ class Evaluation:
 
     def __init__(self, problems: Problems):
         self._problems = problems
-        operator = problems.operator
-
-        @jax.jit
-        def fit(y, x):
-            """Mean log r and mean squared error of the measurement of one problem's samples."""
-            error = ((operator.measure(x) - y[None]) * operator.measured[None]) ** 2
-            log_r = inverse.log_likelihood(operator, y[None], x, problems.noise)
-            return log_r.mean(), error.sum() / (operator.measured.sum() * x.shape[0])
-
-        self._fit = fit
+        operator, noise = problems.operator, problems.noise
+        self._log_r = jax.jit(lambda y, x: inverse.log_likelihood(operator, y[None], x, noise).mean())
 
     def metrics(self, samples: Samples) -> dict[str, Any]:
         """Of each set; and where there are several problems with known truths, the calibration of all but the prior."""
@@ -48,11 +40,13 @@ class Evaluation:
     def _of_set(self, x: Float[np.ndarray, "N n H W C"]) -> dict[str, float | None]:
         """``misfit`` is in units of the noise, 1 for an image that was measured; ``error`` that of the mean."""
         truth, seen = self._problems.truth, self._problems.operator.seen
-        log_r, squares = np.transpose([self._fit(y, one) for y, one in zip(self._problems.y, x, strict=True)])
-        std = x.std(axis=1)
+        operator, noise = self._problems.operator, self._problems.noise
+        log_r = float(np.mean([self._log_r(y, one) for y, one in zip(self._problems.y, x, strict=True)]))
+        squares = 2.0 * (inverse.log_bound(operator, noise) - log_r) / operator.measured.sum()
+        std = x.std(axis=1, ddof=1)
         return {
-            "log_reward": float(log_r.mean()),
-            "misfit": float(np.sqrt(squares.mean()) / self._problems.noise),
+            "log_reward": log_r,
+            "misfit": float(np.sqrt(squares)),
             "error": None if truth is None else float(np.sqrt(np.mean((x.mean(axis=1) - truth) ** 2))),
             "std_seen": float(std[:, seen].mean()),
             "std_missing": None if seen.all() else float(std[:, ~seen].mean()),
@@ -88,7 +82,7 @@ class Evaluation:
                 if picture is not None:
                     show(axis, picture, -1.0, 1.0)
             show(line[1], y[number], *((-1.0, 1.0) if y.min() < 0.0 else (0.0, y.max())))
-            show(line[3], x.std(axis=0).mean(axis=-1, keepdims=True), 0.0, 0.8, "magma")
+            show(line[3], x.std(axis=0, ddof=1).mean(axis=-1, keepdims=True), 0.0, 0.8, "magma")
             line[0].set_ylabel(title, fontsize=8)
         names = ("truth", "measurement", "mean", "std", *(f"sample {n + 1}" for n in range(DRAWS)))
         for axis, name in zip(axes[0], names, strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rtbjax.nets.classifier import Classifier
-from rtbjax.nets.convolution import Conv
+from rtbjax.nets.convolution import Conv, by_convolution, by_products
 from rtbjax.nets.mlp import PISNet, TimeEmbedding
 from rtbjax.nets.unet import UNet, timestep_embedding
 from rtbjax.nets.value import NoisyClassifier, from_denoiser
@@ -110,6 +110,13 @@ def test_convolution_is_that_of_flax_with_its_gradients(size, padding):
         return [(net.apply(params, x), jax.grad(total(net), argnums=(0, 1))(params, x)) for net in (ours, flax)]
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *both(x))
+
+
+def test_a_kernels_gradient_is_the_same_on_every_platform(key):
+    x, grad = jax.random.normal(key, (3, 7, 6, 2)), jax.random.normal(jax.random.key(1), (3, 5, 3, 4))
+    found = jax.jit(lambda *arrays: (by_convolution(*arrays), by_products(*arrays)))(x, grad)
+    assert found[0].shape == (3, 4, 2, 4)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_classifier_shapes_features_and_head():

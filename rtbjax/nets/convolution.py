@@ -1,4 +1,4 @@
-"""A stride-1 convolution whose gradients are plain convolutions.
+"""A stride-1 convolution whose gradients are plain convolutions, or on CPU matrix products.
 
 JAX differentiates a convolution into ones with reversed or permuted operands. Inside a scan, XLA on CPU does not bring
 those into the form its fast kernel needs: the gradient of a small U-Net then takes ten times as long as outside, that
@@ -6,6 +6,7 @@ of a classifier with respect to its input sixteen times (measured, jaxlib 0.10).
 transposed explicitly, which costs little anywhere and leaves the same sums.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rtbjax.types import varying_like
+
+Sides = tuple[tuple[int, int], ...]
+NONE: Sides = ((0, 0), (0, 0))
 
 
 class Conv(nn.Module):
@@ -40,32 +44,61 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.dtype is not None:
             x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        sides = NONE
         if self.padding == "SAME":
-            sides = [((size - 1) // 2, size // 2) for size in self.kernel_size]
-            x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+            sides = tuple(((size - 1) // 2, size // 2) for size in self.kernel_size)
         # Under shard_map a cotangent must vary over the mesh as its primal does.
-        return convolve(varying_like(x, kernel), varying_like(kernel, x)) + bias[None, None, None, :]
+        found: Any = convolve(varying_like(x, kernel), varying_like(kernel, x), sides)
+        return found + bias[None, None, None, :]
 
 
-@jax.custom_vjp
-def convolve(x: Float[Array, "B H W C"], kernel: Float[Array, "k l C F"]) -> Float[Array, "B h w F"]:
-    """Cross-correlation without padding, ``h = H - k + 1``; reverse mode only, so `jax.jvp` of it is an error."""
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=dimensions)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: Float[Array, "B H W C"], kernel: Float[Array, "k l C F"], sides: Sides = NONE) -> Array:
+    """Cross-correlation of ``x`` with so many zeros above and below, left and right.
+
+    Reverse mode only: `jax.jvp` of it is an error.
+
+    Returns:
+      ``[B, H + above + below - k + 1, W + left + right - l + 1, F]``.
+    """
+    return jax.lax.conv_general_dilated(
+        _surrounded(x, sides), kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return convolve(x, kernel), (x, kernel)
+def _surrounded(x: Array, sides: Sides) -> Array:
+    return x if sides == NONE else jnp.pad(x, ((0, 0), *sides, (0, 0)))
 
 
-def _backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+def _forward(x: Array, kernel: Array, sides: Sides) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(x, kernel, sides), (x, kernel)
+
+
+def _backward(sides: Sides, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    rows, cols = kernel.shape[:2]
-    padded = jnp.pad(grad, ((0, 0), (rows - 1, rows - 1), (cols - 1, cols - 1), (0, 0)))
-    grad_x = convolve(padded, kernel[::-1, ::-1].swapaxes(2, 3))
-    # The batch is what the weight gradient sums over, so it takes the place of the input channels.
-    grad_kernel = convolve(x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
-    return grad_x, grad_kernel
+    # So many zeros that there is no gradient but that of x itself.
+    around = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, sides, strict=False)]
+    grad_x: Any = convolve(_surrounded(grad, tuple(around)), kernel[::-1, ::-1].swapaxes(2, 3))
+    weights: Any = jax.lax.platform_dependent(_surrounded(x, sides), grad, cpu=by_products, default=by_convolution)
+    return grad_x, weights
+
+
+def by_convolution(x: Float[Array, "B H W C"], grad: Float[Array, "B h w F"]) -> Float[Array, "k l C F"]:
+    """The gradient of the kernel; the batch is what it sums over, so it takes the place of the input channels."""
+    found: Any = convolve(x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3))
+    return found.transpose(1, 2, 0, 3)
+
+
+def by_products(x: Float[Array, "B H W C"], grad: Float[Array, "B h w F"]) -> Float[Array, "k l C F"]:
+    """The same, a matrix product for each place of the kernel: on CPU in half to three quarters of the time.
+
+    Measured at 16 to 128 channels, a 3x3 kernel, 64 images, on one core, jaxlib 0.10.
+    """
+    height, width, features = grad.shape[1:]
+    rows, cols = x.shape[1] - height + 1, x.shape[2] - width + 1
+    flat = grad.reshape(-1, features)
+    places = [[x[:, i : i + height, j : j + width] for j in range(cols)] for i in range(rows)]
+    return jnp.stack([jnp.stack([seen.reshape(flat.shape[0], -1).T @ flat for seen in row]) for row in places])
 
 
 convolve.defvjp(_forward, _backward)

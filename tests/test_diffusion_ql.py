@@ -25,7 +25,7 @@ def process():
 
 
 def trained(q_weight, process, folder, key):
-    settings = regression(steps=1000, batch_size=128, learning_rate=2e-3, weight_decay=0.0)
+    settings = regression(steps=1200, batch_size=128, learning_rate=2e-3, weight_decay=0.0)
     settings.update({"width": 32, "target_rate": 0.02, "q_weight": q_weight})
     found = diffusion_ql.train(bandit(), process, settings, discount=0.9, key=key, workdir=folder)
     return found, np.tanh(diffusion_ql.sample(key, process, found["policy"], jnp.ones((2000, 1)), 1))[:, 0]

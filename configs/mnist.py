@@ -68,7 +68,7 @@ def get_config(variant: str = ""):
     config.eval.batch_size = 500
     config.eval.exact_samples = 750  # For the default label they are shipped, in weights/exact.
     config.pretrain.what = "prior"
-    config.pretrain.paths = 15_000  # Prior samples that the value is trained on, beside the digits.
+    config.pretrain.paths = 30_000  # Prior samples that the value is trained on, beside the digits.
     config.pretrain.steps = 15_000
     config.pretrain.batch_size = 64
     config.pretrain.learning_rate = 2e-3
@@ -87,7 +87,7 @@ def get_config(variant: str = ""):
         config.eval.exact_samples = 100
     if variant == "value":
         config.pretrain.what = "value"
-        config.pretrain.steps = 3600
+        config.pretrain.steps = 7000
         config.pretrain.batch_size = 256
         config.pretrain.learning_rate = 1e-3
         config.pretrain.weight_decay = 1e-2

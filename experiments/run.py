@@ -100,6 +100,7 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
       UserError: one sentence on what cannot be.
     """
     settings.check(config)
+    settings.check_mesh(config, jax.device_count())
     with checking():
         mesh = data_mesh(config.devices or None, config.fsdp)
         settings.check_devices(config, mesh.size)

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from experiments import data, noising, weights
 from experiments.domains.base import Conditions, Domain, LogZ, Value
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, checking
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, one_of, other_precision
+from experiments.settings import PRECISIONS, check_group, no_training, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, Process, guidance, posterior, schedules
 from rtbjax.metrics.distances import classifier_two_sample, diversity, frechet
@@ -74,7 +74,8 @@ def abstract_params(module, *inputs):
 
 def load_unet(config: ConfigDict):
     net = unet(config)
-    like = abstract_params(net, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))
+    with checking("prior.network"):
+        like = abstract_params(net, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))
     return net, weights.load(weights.locate(config.prior.weights), like)
 
 
@@ -128,12 +129,17 @@ def build(config: ConfigDict) -> Domain:
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
     one_of(config, "posterior.kind", ("full", "lora", "correction", "steered", *GUIDED))
+    one_of(config, "process.spacing", ("leading", "trailing", "linspace", "log_snr"))
+    one_of(config, "process.variance", ("fixed_large", "fixed_small"))
     asked = labels(config)
     conditional = len(asked) > 1
+    check_group(config, len(asked) if conditional else 0)
     if conditional:  # The prior's network has no place for a label.
         one_of(config, "posterior.kind", ("correction", "steered", *GUIDED))
-    if config.posterior.kind in GUIDED and config.train.steps:
-        raise ConfigError(f"config.train.steps must be 0: posterior.kind={config.posterior.kind} has nothing to train.")
+    if config.posterior.kind in GUIDED:
+        no_training(config)
+    if config.posterior.kind != "steered":
+        no_warm_start(config, f"config.posterior.kind={config.posterior.kind} does not follow a value")
     steers = config.posterior.kind == "steered" and config.steer.steps > 0
     if steers and config.objective.beta != 1.0:
         raise ConfigError(
@@ -240,7 +246,10 @@ def labelled_unet(config: ConfigDict) -> UNet:
     asked = labels(config)
     num_classes = len(asked) if len(asked) > 1 else None
     dtype = PRECISIONS[config.precision]
-    return UNet(out_channels=SHAPE[-1], num_classes=num_classes, dtype=dtype, **config.posterior.network)
+    net = UNet(out_channels=SHAPE[-1], num_classes=num_classes, dtype=dtype, **config.posterior.network)
+    with checking("posterior.network"):
+        abstract_params(net, jnp.zeros((1, *SHAPE)), jnp.float32(0.0))
+    return net
 
 
 def steered(key, config: ConfigDict, process: Process) -> Policy:

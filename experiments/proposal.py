@@ -239,10 +239,15 @@ class Proposal:
     def _sample_visited(self, key: Array, buffer: replay.Buffer, chosen: Array | None) -> Any:
         """``x0`` and ``log_reward`` of earlier on-policy paths of the chosen conditions."""
         count, temperature = self._paths["replay"], self._settings.replay_temperature
+
+        def sample(key, buffer):
+            found = replay.sample(key, buffer, count, temperature)
+            # An empty buffer has no paths to give: without a log r of theirs the update skips the step, and counts it.
+            return found | {"log_reward": jnp.where(buffer.added > 0, found["log_reward"], jnp.nan)}
+
         if chosen is None:
-            return replay.sample(key, buffer, count, temperature)
-        sample = jax.vmap(lambda key, buffer: replay.sample(key, buffer, count, temperature))
-        found = sample(jax.random.split(key, self._groups), rows(buffer, chosen))
+            return sample(key, buffer)
+        found = jax.vmap(sample)(jax.random.split(key, self._groups), rows(buffer, chosen))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
 
     def _interleave(self, *parts: Trajectory) -> Trajectory:

@@ -154,15 +154,16 @@ def _check_steps(config: ConfigDict) -> None:
 
 def _check_objective(config: ConfigDict) -> None:
     """Refuses what the loss has no use for."""
-    objective = config.objective
-    unused = {"alpha": 0} if objective.loss == "rtb" or BASELINES[objective.loss][1] is None else {}
-    if objective.loss != "rtb":
-        unused |= {"log_z": "vargrad", "cutoff": 0}
+    loss = config.objective.loss
+    unused: dict[str, Any] = {"log_z": "vargrad", "cutoff": 0} if loss in BASELINES else {}
+    if loss not in BASELINES or BASELINES[loss][1] is None:
+        unused["alpha"] = 0
     for name, default in unused.items():
-        if objective[name] != default:
+        value = get(config, f"objective.{name}")
+        if value != default:
             raise ConfigError(
-                f"config.objective.{name} must be {default}: config.objective.loss={objective.loss} has no use for it, "
-                f"got {objective[name]}."
+                f"config.objective.{name} must be {default}: config.objective.loss={loss} has no use for it, "
+                f"got {value}."
             )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import records, settings
+from experiments import hosts, records, settings
 from experiments.domains.base import Domain
 from experiments.exact import Exact
 from experiments.files import replacing
@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, 
 def compare(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, str], Finished], mode: str) -> str:
     rows, panels = {}, {}
     for name, one in variations(config).items():
-        print(f"== {name}")
+        hosts.say(f"== {name}")
         done = execute(one, workdir / slug(name), mode)
         with np.load(workdir / slug(name) / "samples.npz") as file:
             if not rows:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments import weights
+from experiments import hosts, weights
 from experiments.control import behaviour_prior, iql, reference, transitions
 from experiments.control.tasks import TASKS, Task
 from experiments.control.transitions import Normaliser, Transitions
@@ -240,7 +240,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         notes["reward_scale"] = transitions.reward_scale(found)
     path = workdir / f"{config.environment}_{'prior' if what == 'prior' else 'iql'}.safetensors"
     weights.save(path, {"params": params, "observations": norm._asdict()}, notes | {"steps": steps})
-    print(f"{path}: use it by --config.{what}.weights={path}")
+    hosts.say(f"{path}: use it by --config.{what}.weights={path}")
 
 
 def fit_prior(config: ConfigDict, found: Transitions, norm: Normaliser, key: Array, workdir: Path) -> PyTree:

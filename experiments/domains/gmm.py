@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from ml_collections import ConfigDict
 
-from experiments import weights
+from experiments import hosts, weights
 from experiments.domains.base import Domain
 from experiments.plots import plt
 from experiments.pretrain import fit
@@ -118,7 +118,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     params = fit(loss, params, None, settings, key=fit_key, workdir=workdir, label="gmm prior", steps_per_call=100)
     path = workdir / "gmm_prior.safetensors"
     weights.save(path, params, {"trained_on": "samples of the 25-mode mixture"})
-    print(f"{path}: use it by --config.prior.weights={path}")
+    hosts.say(f"{path}: use it by --config.prior.weights={path}")
 
 
 def nearest_modes(x):

@@ -10,9 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import data, noising, weights
+from experiments import data, hosts, noising, weights
 from experiments.domains.base import Conditions, Domain, LogZ, Value
 from experiments.errors import ConfigError, checking
 from experiments.plots import plt
@@ -346,7 +345,7 @@ def value_data(config: ConfigDict, images, key):
         return tuple(jnp.concatenate(column) for column in zip(*pairs, strict=True))
 
     roll_key, noise_key = jax.random.split(key)
-    starts = tqdm(range(0, config.pretrain.paths, batch), desc="prior samples", unit="batch")
+    starts = hosts.progress(range(0, config.pretrain.paths, batch), desc="prior samples", unit="batch")
     samples = labelled(roll(jax.random.fold_in(roll_key, first), prior).xs[-1] for first in starts)
     noisy = images + config.process.min_std * jax.random.normal(noise_key, images.shape)
     digits = labelled(noisy[first : first + batch] for first in range(0, len(images), batch))
@@ -382,7 +381,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     if settings.what == "value":
         trained_on += f" and {settings.paths} samples of the prior"
     weights.save(path, params, {"trained_on": trained_on, "steps": settings.steps})
-    print(f"{path}: use it by --config.{settings.what}.weights={path}")
+    hosts.say(f"{path}: use it by --config.{settings.what}.weights={path}")
 
 
 def in_batches(fn, x, size=1000):

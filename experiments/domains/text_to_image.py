@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import data, weights
+from experiments import data, hosts, weights
 from experiments.domains.base import Conditions, Domain, LogZ
 from experiments.errors import ConfigError, checking
 from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
@@ -220,8 +220,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     what, found = config.pretrain.what, data.mnist(config.data.path)
     with checking():
         measured = training.TRAINERS[what](config, found, stream(config.seed, f"pretrain {what}"), workdir)
-    print(f"{what}, on fresh pictures: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
-    print(f"To use it: cp -r {workdir / training.MADE}/. {config.prior.folder}")
+    hosts.say(f"{what}, on fresh pictures: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
+    hosts.say(f"To use it: cp -r {workdir / training.MADE}/. {config.prior.folder}")
 
 
 def _dtype(config: ConfigDict) -> Any:

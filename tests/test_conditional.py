@@ -11,7 +11,7 @@ from shrunk import bare_domain, changed
 
 from configs.gmm import get_config
 from experiments import evaluate, exact, loop, objectives, proposal, settings, weights
-from experiments.domains.base import Conditions, LogZ
+from experiments.domains.base import ConditionalLogZ, Conditions
 from experiments.errors import ConfigError
 from rtbjax import Policy, certificate
 from rtbjax.sharding import data_mesh
@@ -47,7 +47,7 @@ def domain(**fields):
         evaluated={"c": jnp.asarray(VALUES[:4])},
         names=("a", "b", "c", "d"),
         examples=jnp.asarray(3.0 * VALUES),
-        log_z=LogZ({"slope": jnp.zeros(2), "curve": jnp.float32(0.0)}, quadratic),
+        log_z=ConditionalLogZ({"slope": jnp.zeros(2), "curve": jnp.float32(0.0)}, quadratic),
     )
     start = Policy({"gain": jnp.zeros(CHAIN.num_steps)}, posterior_apply)
     made = bare_domain(CHAIN, start, (2,), conditions=conditions, **fields)

@@ -64,10 +64,6 @@ def variance_apply(net):
     return apply_fn
 
 
-def _abstract_params(net):
-    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 2)), jnp.float32(0.0))["params"]
-
-
 def build(config: ConfigDict) -> Domain:
     """The domain of a config.
 
@@ -80,7 +76,8 @@ def build(config: ConfigDict) -> Domain:
         no_training(config)
     net = network(config)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
-    params = weights.load(weights.locate(config.prior.weights), _abstract_params(net))
+    like = weights.abstract_params(net, jnp.zeros((1, 2)), jnp.float32(0.0))
+    params = weights.load(weights.locate(config.prior.weights), like)
     prior = Policy(params, prior_apply(net))
     if config.posterior.kind == "classifier_guidance":
         posterior = guidance.classifier_guidance(prior, log_reward, strength=config.posterior.strength)

@@ -12,12 +12,13 @@ from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
 
 from experiments import data, hosts, noising, weights
-from experiments.domains.base import Conditions, Domain, LogZ, Value
+from experiments.domains.base import ConditionalLogZ, Conditions, Domain, Value
 from experiments.errors import ConfigError, checking
 from experiments.plots import plt
 from experiments.pretrain import fit
 from experiments.settings import PRECISIONS, check_group, no_training, no_warm_start, one_of, other_precision
 from experiments.streams import stream
+from experiments.weights import abstract_params
 from rtbjax import Policy, Process, guidance, posterior, schedules
 from rtbjax.metrics.distances import classifier_two_sample, diversity, frechet
 from rtbjax.nets.classifier import Classifier
@@ -65,10 +66,6 @@ def masks(asked: tuple[str, ...]) -> np.ndarray:
 
 def unet(config: ConfigDict) -> UNet:
     return UNet(**config.prior.network, dtype=PRECISIONS[config.precision])
-
-
-def abstract_params(module, *inputs):
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
 def load_unet(config: ConfigDict):
@@ -220,7 +217,7 @@ def guided(config: ConfigDict, process: Process, prior: Policy, log_reward) -> P
 def make_conditions(asked: tuple[str, ...]) -> Conditions:
     """Every label is trained on and evaluated; log Z is a number for each."""
     every = jnp.arange(len(asked))
-    log_z = LogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
+    log_z = ConditionalLogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
     return Conditions(values=every, evaluated=every, names=asked, log_z=log_z)
 
 

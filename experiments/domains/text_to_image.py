@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from experiments import data, hosts, weights
-from experiments.domains.base import Conditions, Domain, LogZ
+from experiments.domains.base import ConditionalLogZ, Conditions, Domain
 from experiments.errors import ConfigError, checking
 from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
 from experiments.streams import stream
@@ -195,7 +195,7 @@ def make_reward(
 def make_conditions(asked: tuple[str, ...]) -> Conditions:
     """Every prompt is trained on and evaluated; log Z is a number for each."""
     every = jnp.arange(len(asked))
-    log_z = LogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
+    log_z = ConditionalLogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
     return Conditions(values=every, evaluated=every, names=asked, log_z=log_z)
 
 

@@ -17,6 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import stopping
+
+if __name__ == "__main__":
+    stopping.leave_when_asked()  # While the rest is imported, which takes seconds.
+
 import jax
 from absl import app, flags, logging
 from jax.sharding import Mesh
@@ -35,7 +40,6 @@ from experiments import (
     report,
     selection,
     settings,
-    stopping,
     table,
 )
 from experiments.domains.base import Domain, on_mesh, placed
@@ -221,8 +225,9 @@ def main(argv) -> None:
     try:
         run(argv)
     except stopping.Terminated as terminated:
-        print(f"rtbjax: {terminated}", file=sys.stderr)
-        sys.exit(stopping.EXIT_CODE)
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # The others must not take it for a crash.
+        stopping.leave(str(terminated))
     except records.OtherRun as error:
         sys.exit(f"rtbjax: {str(error).rstrip('.')}, for example: {command_elsewhere(given_workdir())}")
     except USER_ERRORS as error:

@@ -57,8 +57,14 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "W
 DOMAINS = ("gmm", "images", "control", "stories", "text_to_image")
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
+CONFIG_REQUIRED = "--config is required: --config=configs/gmm.py or --config=configs/mnist.py."
 # How the types of fields are called in a message, by what their parsers say of a value of another type.
-KINDS = {"for int()": "a whole number", "to float": "a number", "Non-boolean": "true or false"}
+KINDS = {
+    "for int()": "a whole number",
+    "to float": "a number",
+    "Non-boolean": "true or false",
+    "as a ConfigDict": "a section, whose fields are set one by one",
+}
 
 
 def given_config() -> str:
@@ -238,8 +244,10 @@ def parse(argv: list[str]) -> list[str]:
     """Parses flags; a bad one is one sentence on stderr."""
     try:
         args = flags.FLAGS(argv)
+        if args[1:]:
+            raise flags.Error(f"{args[1]!r} is no flag; fields of the config are set by --config.FIELD=VALUE.")
         if _CONFIG.value is None:
-            raise flags.Error("--config is required: --config=configs/gmm.py or --config=configs/mnist.py.")
+            raise flags.Error(CONFIG_REQUIRED)
         _ = _CONFIG.value["domain"]  # A config that failed to load says so only when it is read.
         return args
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -254,6 +262,8 @@ def explain(message: str) -> str:
     misspelt = re.search(r'Did you mean "(.*)" instead of "(.*)"', message)
     if misspelt:
         return f"the config has no field {misspelt[2]!r}; did you mean {misspelt[1]!r}?"
+    if "Path to config file is an empty string" in message:
+        return CONFIG_REQUIRED
     if "Traceback" in message or "failure to load" in message:
         return f"{given_config()} cannot be loaded: {lines[-1]}"
     ill_typed = re.fullmatch(r"flag --(config\.[\w.]+)=(.*?): (.*)", message.strip(), re.DOTALL)

@@ -30,6 +30,7 @@ def call(*arguments):
         (["--config=configs/gmm.py:huge"], "no variant 'huge'"),
         (["--config=configs/nope.py"], "configs/nope.py cannot be loaded"),
         ([], "--config is required"),
+        (["--config=configs/gmm.py", "train.steps=3"], "'train.steps=3' is no flag; fields of the config are set by"),
         (
             ["--config=configs/gmm.py", "--config.domain=audio"],
             "must be one of gmm, images, control, stories, text_to_image, got 'audio'",
@@ -62,6 +63,15 @@ def test_a_bad_command_line_is_one_sentence_and_writes_nothing(arguments, messag
         (
             "flag --config.eval.recompute_exact=maybe: ('Non-boolean argument to boolean flag', 'maybe')",
             "config.eval.recompute_exact must be true or false, got 'maybe'.",
+        ),
+        (
+            "flag --config.prior=3: Failed to parse '3' as a ConfigDict: `3` is not a dict.",
+            "config.prior must be a section, whose fields are set one by one, got '3'.",
+        ),
+        (
+            "Configuration is not available because of an earlier failure to load: Path to config file is an empty "
+            "string.",
+            run.CONFIG_REQUIRED,
         ),
     ],
 )

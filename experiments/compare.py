@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import hosts, records, settings
+from experiments import hosts, records
 from experiments.domains.base import Domain
 from experiments.exact import Exact
 from experiments.files import replacing
@@ -50,7 +50,13 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c == "." else "-" for c in name.lower()).replace("--", "-").strip("-")
 
 
-def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, str], Finished], mode: str) -> str:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    execute: Callable[[ConfigDict, Path, str], Finished],
+    mode: str,
+    check: Callable[[ConfigDict], Any],
+) -> str:
     """Runs what has not finished, then writes ``comparison.json``, ``comparison.md`` and ``figure.png``.
 
     Args:
@@ -59,12 +65,13 @@ def run(config: ConfigDict, workdir: Path, execute: Callable[[ConfigDict, Path, 
       workdir: each variation gets a folder in it.
       execute: trains and evaluates one config in one folder, or reads what it left there.
       mode: ``train``, or ``evaluate`` to evaluate each anew.
+      check: raises if a config cannot be run; asked for each variation.
 
     Raises:
       ConfigError: a field of any variation, before the first one runs.
     """
     for one in variations(config).values():
-        settings.check(one)
+        check(one)
     if mode == "evaluate":
         records.confirm(workdir, config.to_dict(), ignore=records.EVALUATION)
         return compare(config, workdir, execute, mode)

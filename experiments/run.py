@@ -124,12 +124,10 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
     return placed(domain, mesh), mesh
 
 
-def execute(
-    config: ConfigDict, workdir: Path, mode: str = "train", clock: loop.Clock | None = None
-) -> compare.Finished:
-    """One config in one workdir: train or restore, evaluate, summarise."""
-    clock = clock or loop.Clock()
-    done = (evaluate_anew if mode == "evaluate" else train)(config, workdir, clock)
+def execute(config: ConfigDict, workdir: Path, mode: str = "train", started: float | None = None) -> compare.Finished:
+    """One config in one workdir: train or restore, evaluate, summarise; ``started`` as of `loop.Clock`."""
+    with loop.Clock(started) as clock:
+        done = (evaluate_anew if mode == "evaluate" else train)(config, workdir, clock)
     hosts.agreed(True)  # Only then is everything on disk, for every process to read.
     return done
 
@@ -215,10 +213,10 @@ def run(_argv) -> None:
         hosts.say(table.run(config, workdir, execute, mode, prepare))
         hosts.say(f"{workdir}: table.md, table.json, and a folder per method with its label and seed")
     elif config.compare:
-        hosts.say(compare.run(config, workdir, execute, mode))
+        hosts.say(compare.run(config, workdir, execute, mode, prepare))
         hosts.say(f"{workdir}: figure.png, comparison.md, comparison.json")
     else:
-        done = execute(config, workdir, mode, loop.Clock(_STARTED))
+        done = execute(config, workdir, mode, _STARTED)
         hosts.say(evaluate.report(done.summary))
         hosts.say(f"{workdir}/report.html shows it all; beside it: samples.npz, summary.json, final_params.safetensors")
 

@@ -61,6 +61,14 @@ def test_a_run_leaves_its_files_and_a_second_one_finds_it_finished(config, tmp_p
     assert abs(metrics["start_excess"]) < 4 * metrics["start_excess_error"]
 
 
+def test_a_clock_listens_to_jax_only_where_it_is_entered():
+    with loop.Clock() as clock:
+        jax.jit(lambda x: x + 1)(0)
+    seconds = clock.compiling
+    jax.jit(lambda x: x + 2)(0)
+    assert clock.compiling == seconds > 0
+
+
 def test_exploration_is_not_logged_as_the_posterior_own_paths(config, tmp_path):
     config = changed(config, behaviour__widen=0.5, behaviour__widen_hold=1, behaviour__widen_until=3)
     loop.run(config, gmm.build(config), tmp_path, data_mesh(1), loop.Clock())
@@ -231,7 +239,7 @@ def test_a_comparison_runs_every_variation_and_writes_table_and_figure(config, t
     drawn = []
     monkeypatch.setattr(plt.Axes, "set_title", lambda self, title: drawn.append(title))
     workdir = tmp_path / "w"
-    text = compare.run(config, workdir, run.execute, "train")
+    text = compare.run(config, workdir, run.execute, "train", run.prepare)
     names = ["prior", "exact, a second set", "RTB", "guided"]
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == names
     assert "| verdict |" in text.splitlines()[0]
@@ -240,9 +248,9 @@ def test_a_comparison_runs_every_variation_and_writes_table_and_figure(config, t
     assert drawn[-4:] == ["prior", "exact posterior", "RTB", "guided\n(the best of its kind)"]
     assert (workdir / "figure.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(records.OtherRun, match="train.steps: 4 there, 5 here"):
-        compare.run(changed(config, train__steps=5), workdir, run.execute, "train")
+        compare.run(changed(config, train__steps=5), workdir, run.execute, "train", run.prepare)
     before = (workdir / "rtb" / "summary.json").stat().st_mtime_ns
-    assert compare.run(config, workdir, run.execute, "evaluate") == text
+    assert compare.run(config, workdir, run.execute, "evaluate", run.prepare) == text
     assert (workdir / "rtb" / "summary.json").stat().st_mtime_ns > before
 
 

@@ -183,10 +183,19 @@ def test_evaluating_what_was_never_trained_leaves_no_workdir(config, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_comparison_is_refused_for_any_of_its_variations_before_the_first_runs(config, tmp_path):
-    config.compare = {"runs": [("RTB", []), ("PPO", [("objective.loss", "ppo")])]}
-    with pytest.raises(ConfigError, match="rtb, reinforce"):
-        compare.run(config, tmp_path / "w", run.execute, "train")
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("objective.loss", "ppo"), "rtb, reinforce"),
+        (("posterior.kind", "lora"), "config.posterior.kind must be one of full, classifier_guidance"),
+        (("train.batch_size", 31), "does not divide over 8 devices"),
+    ],
+)
+def test_a_comparison_is_refused_for_any_of_its_variations_before_the_first_runs(config, tmp_path, change, message):
+    config.devices = 8
+    config.compare = {"runs": [("RTB", []), ("PPO", [change])]}
+    with pytest.raises(UserError, match=message):
+        compare.run(config, tmp_path / "w", run.execute, "train", run.prepare)
     assert not (tmp_path / "w").exists()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 
 from experiments.errors import UserError
+from experiments.weights import locate
 
 
 class DataError(UserError):
@@ -118,8 +119,8 @@ def mnist(path: str, split: str = "train") -> Images:
       DataError: the path was given and cannot be used, or holds no digits.
     """
     if path.endswith(".npz"):
-        return digits(from_npz(Path(path)))
-    prepared = from_tfds("mnist", split, Path(path) if path else None)
+        return digits(from_npz(locate(path)))
+    prepared = from_tfds("mnist", split, locate(path) if path else None)
     if prepared is not None:
         return prepared
     if path:

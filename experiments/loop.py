@@ -263,7 +263,7 @@ def started(config: ConfigDict, domain: Domain) -> Policy:
     Raises:
       experiments.weights.WeightsError: they cannot be read.
     """
-    return _loaded(Path(config.posterior.start), config, domain)
+    return _loaded(weights.locate(config.posterior.start), config, domain)
 
 
 def _loaded(path: Path, config: ConfigDict, domain: Domain) -> Policy:

@@ -30,7 +30,13 @@ def _names(tree: PyTree) -> dict[str, Any]:
 
 def locate(path: str) -> Path:
     """A path of a config: absolute, or relative to the repository."""
-    return Path(path) if Path(path).is_absolute() else REPOSITORY / path
+    return REPOSITORY / Path(path).expanduser()
+
+
+def locate_model(name: str) -> Path | str:
+    """A model of a config: its folder, as `locate` finds it, or else what must be its hub id."""
+    folder = locate(name)
+    return folder if folder.is_dir() else name
 
 
 def save(path: Path, params: PyTree, metadata: dict | None = None) -> None:

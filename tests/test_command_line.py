@@ -110,7 +110,7 @@ def test_pretraining_has_a_folder_of_its_own_for_each_thing_it_makes(tmp_path):
     assert [path.name for path in (tmp_path / "w").iterdir()] == ["pretrain"]
     assert json.loads((folder / "config.json").read_text())["pretrain"]["steps"] == 2
     weights = folder / "gmm_prior.safetensors"
-    # The hint is absolute: fields of a config are relative to the repository, folders to where one is.
+    # The hint is absolute: paths in a config are relative to the repository, a workdir is to the current folder.
     assert f"--config.prior.weights={weights.resolve()}" in done.stdout
     before = weights.read_bytes()
     done = call(*small, "--config.pretrain.learning_rate=1.0")

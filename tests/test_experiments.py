@@ -11,10 +11,16 @@ from shrunk import assert_same_run, changed, log_of
 from shrunk import gmm as gmm_of
 
 from configs import mnist as mnist_config
+from configs import stories as stories_config
+from configs.gmm import get_config
 from experiments import compare, data, exact, loop, records, run, settings, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
+from experiments.control import transitions
+from experiments.control.tasks import TASKS
 from experiments.domains import gmm, images
+from experiments.errors import UserError
 from experiments.plots import plt
+from experiments.stories import corpus
 from rtbjax.rewards import RewardError
 from rtbjax.sharding import data_mesh
 
@@ -192,6 +198,23 @@ def test_a_bad_reward_stops_the_run_and_loses_nothing(config, tmp_path, reward, 
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 2
     loop.run(config, domain, workdir, run.data_mesh(1), clock)
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        data.mnist,
+        lambda path: transitions.load(path, TASKS["hopper"]),
+        lambda path: corpus.load(changed(stories_config.get_config(), data__path=path).data, 2),
+        lambda path: run.prepare(changed(get_config("smoke"), devices=1, posterior__start=path)),
+        lambda path: run.prepare(changed(get_config("smoke"), devices=1, prior__weights=path)),
+    ],
+)
+def test_paths_in_a_config_are_relative_to_the_repository_wherever_one_is(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nowhere.npz").touch()
+    with pytest.raises(UserError, match=f"There is no .* {weights.REPOSITORY / 'nowhere.npz'}"):
+        read("nowhere.npz")
 
 
 def test_data_files_that_are_not_what_they_should_be(tmp_path):

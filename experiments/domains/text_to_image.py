@@ -64,8 +64,7 @@ def load_pipeline(config: ConfigDict) -> Pipeline:
       PretrainedError: see `rtbjax.nets.pretrained.stable_diffusion.load`.
       ConfigError: its components do not fit together.
     """
-    here = weights.locate(config.prior.folder)
-    pipeline = stable_diffusion.load(here if here.is_dir() else config.prior.folder, _dtype(config))
+    pipeline = stable_diffusion.load(weights.locate_model(config.prior.folder), _dtype(config))
     unet, vae, text = (part.module for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
     if (unet.in_channels, unet.out_channels) != (vae.latent_channels, vae.latent_channels):
         raise ConfigError(
@@ -221,7 +220,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     with checking():
         measured = training.TRAINERS[what](config, found, stream(config.seed, f"pretrain {what}"), workdir)
     hosts.say(f"{what}, on fresh pictures: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
-    hosts.say(f"To use it: cp -r {workdir / training.MADE}/. {config.prior.folder}")
+    hosts.say(f"To use it: cp -r {workdir / training.MADE}/. {weights.locate(config.prior.folder)}")
 
 
 def _dtype(config: ConfigDict) -> Any:

@@ -1,4 +1,8 @@
-"""Fields that every domain has, with the values most of them keep."""
+"""Fields that every domain has, with the values most of them keep.
+
+Paths in a config are relative to the repository, wherever a command is typed; ``--config`` and ``--workdir``, which are
+no fields, to the current folder. ``~`` is the home folder.
+"""
 
 from ml_collections import ConfigDict, config_dict
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import records, settings
+from experiments import hosts, records
 from experiments.domains.base import Domain
 from experiments.exact import Exact
 from experiments.files import replacing
@@ -55,7 +55,14 @@ def slug(name: str) -> str:
 Execute = Callable[[ConfigDict, Path, str], Finished]
 
 
-def run(config: ConfigDict, workdir: Path, execute: Execute, mode: str, collect: Callable | None = None) -> str:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    execute: Execute,
+    mode: str,
+    check: Callable[[ConfigDict], Any],
+    collect: Callable | None = None,
+) -> str:
     """Runs what has not finished, then writes ``comparison.json``, ``comparison.md`` and what else belongs to it.
 
     Args:
@@ -64,13 +71,14 @@ def run(config: ConfigDict, workdir: Path, execute: Execute, mode: str, collect:
       workdir: each variation gets a folder in it.
       execute: trains and evaluates one config in one folder, or reads what it left there.
       mode: ``train``, or ``evaluate`` to evaluate each anew.
+      check: raises if a config cannot be run; asked for each variation.
       collect: as `compare`, of a domain with tables of its own.
 
     Raises:
       ConfigError: a field of any variation, before the first one runs.
     """
     for one in variations(config).values():
-        settings.check(one)
+        check(one)
     if mode == "evaluate":
         records.confirm(workdir, config.to_dict(), ignore=records.EVALUATION)
         return (collect or compare)(config, workdir, execute, mode)
@@ -82,7 +90,7 @@ def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> s
     """One table and ``figure.png``; see `run`."""
     rows, panels = {}, {}
     for name, one in variations(config).items():
-        print(f"== {name}")
+        hosts.say(f"== {name}")
         done = execute(one, workdir / slug(name), mode)
         with np.load(workdir / slug(name) / "samples.npz") as file:
             if not rows:

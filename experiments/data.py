@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 
 from experiments.errors import UserError
+from experiments.weights import locate
 
 
 class DataError(UserError):
@@ -185,10 +186,11 @@ def load(name: str, path: str, split: str = "train") -> Images:
       DataError: the path was given and cannot be used or holds other images; or there are none on this machine.
     """
     if path.endswith(".npz"):
-        return checked(from_npz(Path(path)), name)
-    if name == "cifar10" and path and any(Path(path).glob("*_batch*.bin")):
-        return checked(from_binary(Path(path), split), name)
-    prepared = from_tfds(name, split, Path(path) if path else None)
+        return checked(from_npz(locate(path)), name)
+    folder = locate(path) if path else None
+    if name == "cifar10" and folder and any(folder.glob("*_batch*.bin")):
+        return checked(from_binary(folder, split), name)
+    prepared = from_tfds(name, split, folder)
     if prepared is not None:
         return checked(prepared, name)
     if path:

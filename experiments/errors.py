@@ -13,10 +13,13 @@ class ConfigError(UserError):
 
 
 @contextmanager
-def checking() -> Iterator[None]:
+def checking(field: str | None = None) -> Iterator[None]:
     """Around what only checks and builds: there, a ValueError of the library is about what the config asked for.
 
     Elsewhere a bare ValueError is a defect and keeps its traceback.
+
+    Args:
+      field: the one that is to blame, where there is one, for the message to name.
 
     Raises:
       ConfigError: in place of any ValueError that is no `UserError` yet.
@@ -26,4 +29,4 @@ def checking() -> Iterator[None]:
     except UserError:
         raise
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(str(error) if field is None else f"config.{field}: {error}") from error

@@ -24,6 +24,8 @@ from rtbjax.rewards import RewardError
 class Clock:
     """Seconds since a command started, and those of them spent tracing and compiling, as JAX reports them.
 
+    It listens to JAX where it is entered, ``with Clock() as clock``.
+
     Attributes:
       compiling: so far.
       first_step: when the first training step of this sitting was done, or None.
@@ -34,7 +36,13 @@ class Clock:
         self.compiling = 0.0
         self.first_step: float | None = None
         self._started = time.monotonic() if started is None else started
+
+    def __enter__(self) -> "Clock":
         jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def now(self) -> float:
         return time.monotonic() - self._started
@@ -255,7 +263,7 @@ def started(config: ConfigDict, domain: Domain) -> Policy:
     Raises:
       experiments.weights.WeightsError: they cannot be read.
     """
-    return _loaded(Path(config.posterior.start), config, domain)
+    return _loaded(weights.locate(config.posterior.start), config, domain)
 
 
 def _loaded(path: Path, config: ConfigDict, domain: Domain) -> Policy:

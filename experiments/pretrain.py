@@ -42,7 +42,7 @@ def fit(
       key: folded with each step.
       workdir: for checkpoints.
       label: of the progress bar.
-      steps_per_call: updates per jitted call.
+      steps_per_call: updates per jitted call; of the last one what is left.
       on_call: gets the state after every call.
 
     Raises:
@@ -80,7 +80,7 @@ def iterate(
     steps_per_call: int = 20,
     on_call: Callable[[PyTree], None] = lambda _: None,
 ) -> PyTree:
-    """Runs ``settings.steps`` updates, many per jitted call; returns the last state.
+    """Runs exactly ``settings.steps`` updates, many per jitted call; returns the last state.
 
     Running it again on the same workdir resumes at the last checkpoint.
 
@@ -91,16 +91,16 @@ def iterate(
       settings: ``steps``, ``checkpoint_every``.
       workdir: for checkpoints.
       label: of the progress bar.
-      steps_per_call: updates per jitted call.
+      steps_per_call: updates per jitted call; of the last one what is left.
       on_call: gets the state after every call.
 
     Raises:
       Diverged: loss or parameters are no longer finite; such a state is not saved.
     """
 
-    @jax.jit
-    def run(carry, first, data):
-        return jax.lax.scan(partial(step, data), carry, first + jnp.arange(steps_per_call))
+    @partial(jax.jit, static_argnames="count")
+    def run(carry, first, data, count):
+        return jax.lax.scan(partial(step, data), carry, first + jnp.arange(count))
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
     found = checkpoints.restore({"carry": carry})
@@ -114,13 +114,14 @@ def iterate(
         stopping.deferred() as asked_to_stop,
     ):
         for first in range(start, settings.steps, steps_per_call):
-            carry, values = run(carry, first, data)
+            count = min(steps_per_call, settings.steps - first)
+            carry, values = run(carry, first, data, count)
             on_call(carry)
-            done = first + steps_per_call
+            done = first + count
             bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
-            bar.update(min(steps_per_call, settings.steps - first))
+            bar.update(count)
             stop = hosts.any_of(asked_to_stop())
-            if done - saved >= settings.checkpoint_every or done >= settings.steps or stop:
+            if done - saved >= settings.checkpoint_every or done == settings.steps or stop:
                 if not finite((carry[0], values)):
                     raise Diverged(
                         f"Training the {label} went beyond finite numbers before step {done}: choose a smaller "

@@ -46,15 +46,14 @@ def check(config: ConfigDict, domain: Domain) -> None:
     """Checks the behaviours against the domain.
 
     Raises:
-      ConfigError: accepted paths of a reward without a declared bound, or of several posteriors; a group without
-        conditions, or conditions without a group.
+      ConfigError: accepted paths of a reward without a declared bound, or of several posteriors; noised ones of
+        conditions without data; or see `settings.check_group`.
     """
     paths = settings.path_counts(config)
+    settings.check_group(config, 0 if domain.conditions is None else domain.conditions.count)
     if domain.conditions is not None:
         check_conditional(config, domain.conditions, paths)
         return
-    if config.objective.group:
-        raise ConfigError("config.objective.group must be 0: this domain has no conditions.")
     uses_accepted = paths["accepted"] or paths["noised"]
     if uses_accepted and domain.log_bound is None:
         raise ConfigError(
@@ -63,15 +62,10 @@ def check(config: ConfigDict, domain: Domain) -> None:
 
 
 def check_conditional(config: ConfigDict, conditions: Conditions, paths: dict[str, int]) -> None:
-    if not config.objective.group:
-        raise ConfigError("config.objective.group must be at least 1: this domain has conditions.")
-    if settings.groups(config) > conditions.count:
-        raise ConfigError(
-            f"config.objective.group={config.objective.group} asks for {settings.groups(config)} conditions in a batch "
-            f"of {config.train.batch_size}, and there are {conditions.count}."
-        )
     if paths["accepted"] or config.behaviour.prior_paths:
-        raise ConfigError("config.behaviour.accepted and prior_paths must be 0: this domain has conditions.")
+        raise ConfigError(
+            "config.behaviour.accepted and config.behaviour.prior_paths must be 0: this domain has conditions."
+        )
     if paths["noised"] and conditions.examples is None:
         raise ConfigError("config.behaviour.noised must be 0: this domain has no data for its conditions.")
 
@@ -245,10 +239,15 @@ class Proposal:
     def _sample_visited(self, key: Array, buffer: replay.Buffer, chosen: Array | None) -> Any:
         """``x0`` and ``log_reward`` of earlier on-policy paths of the chosen conditions."""
         count, temperature = self._paths["replay"], self._settings.replay_temperature
+
+        def sample(key, buffer):
+            found = replay.sample(key, buffer, count, temperature)
+            # An empty buffer has no paths to give: without a log r of theirs the update skips the step, and counts it.
+            return found | {"log_reward": jnp.where(buffer.added > 0, found["log_reward"], jnp.nan)}
+
         if chosen is None:
-            return replay.sample(key, buffer, count, temperature)
-        sample = jax.vmap(lambda key, buffer: replay.sample(key, buffer, count, temperature))
-        found = sample(jax.random.split(key, self._groups), rows(buffer, chosen))
+            return sample(key, buffer)
+        found = jax.vmap(sample)(jax.random.split(key, self._groups), rows(buffer, chosen))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
 
     def _interleave(self, *parts: Trajectory) -> Trajectory:

@@ -17,6 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import stopping
+
+if __name__ == "__main__":
+    stopping.leave_when_asked()  # While the rest is imported, which takes seconds.
+
 import jax
 from absl import app, flags, logging
 from jax.sharding import Mesh
@@ -35,7 +40,6 @@ from experiments import (
     report,
     selection,
     settings,
-    stopping,
     table,
 )
 from experiments.domains.base import Domain, on_mesh, placed
@@ -54,8 +58,14 @@ DOMAINS = ("gmm", "images", "inverse", "control", "stories", "text_to_image")
 TABLES = {"control": "experiments.control.tables"}  # Of domains whose comparisons are more than runs side by side.
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
+CONFIG_REQUIRED = "--config is required: --config=configs/gmm.py or --config=configs/mnist.py."
 # How the types of fields are called in a message, by what their parsers say of a value of another type.
-KINDS = {"for int()": "a whole number", "to float": "a number", "Non-boolean": "true or false"}
+KINDS = {
+    "for int()": "a whole number",
+    "to float": "a number",
+    "Non-boolean": "true or false",
+    "as a ConfigDict": "a section, whose fields are set one by one",
+}
 
 
 def given_config() -> str:
@@ -101,6 +111,7 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
       UserError: one sentence on what cannot be.
     """
     settings.check(config)
+    settings.check_mesh(config, jax.device_count())
     with checking():
         mesh = data_mesh(config.devices or None, config.fsdp)
         settings.check_devices(config, mesh.size)
@@ -114,12 +125,10 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
     return placed(domain, mesh), mesh
 
 
-def execute(
-    config: ConfigDict, workdir: Path, mode: str = "train", clock: loop.Clock | None = None
-) -> compare.Finished:
-    """One config in one workdir: train or restore, evaluate, summarise."""
-    clock = clock or loop.Clock()
-    done = (evaluate_anew if mode == "evaluate" else train)(config, workdir, clock)
+def execute(config: ConfigDict, workdir: Path, mode: str = "train", started: float | None = None) -> compare.Finished:
+    """One config in one workdir: train or restore, evaluate, summarise; ``started`` as of `loop.Clock`."""
+    with loop.Clock(started) as clock:
+        done = (evaluate_anew if mode == "evaluate" else train)(config, workdir, clock)
     hosts.agreed(True)  # Only then is everything on disk, for every process to read.
     return done
 
@@ -223,10 +232,10 @@ def run(_argv) -> None:
         hosts.say(f"{workdir}: table.md, table.json, and a folder per method with its label and seed")
     elif config.compare:
         own = importlib.import_module(TABLES[config.domain]).collect if config.domain in TABLES else None
-        hosts.say(compare.run(config, workdir, execute, mode, own))
+        hosts.say(compare.run(config, workdir, execute, mode, prepare, own))
         hosts.say(f"{workdir}: comparison.md, comparison.json")
     else:
-        done = execute(config, workdir, mode, loop.Clock(_STARTED))
+        done = execute(config, workdir, mode, _STARTED)
         hosts.say(evaluate.report(done.summary))
         hosts.say(f"{workdir}/report.html shows it all; beside it: samples.npz, summary.json, final_params.safetensors")
 
@@ -239,8 +248,9 @@ def main(argv) -> None:
     try:
         run(argv)
     except stopping.Terminated as terminated:
-        print(f"rtbjax: {terminated}", file=sys.stderr)
-        sys.exit(stopping.EXIT_CODE)
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # The others must not take it for a crash.
+        stopping.leave(str(terminated))
     except records.OtherRun as error:
         sys.exit(f"rtbjax: {str(error).rstrip('.')}, for example: {command_elsewhere(given_workdir())}")
     except USER_ERRORS as error:
@@ -251,8 +261,10 @@ def parse(argv: list[str]) -> list[str]:
     """Parses flags; a bad one is one sentence on stderr."""
     try:
         args = flags.FLAGS(argv)
+        if args[1:]:
+            raise flags.Error(f"{args[1]!r} is no flag; fields of the config are set by --config.FIELD=VALUE.")
         if _CONFIG.value is None:
-            raise flags.Error("--config is required: --config=configs/gmm.py or --config=configs/mnist.py.")
+            raise flags.Error(CONFIG_REQUIRED)
         _ = _CONFIG.value["domain"]  # A config that failed to load says so only when it is read.
         return args
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -267,6 +279,8 @@ def explain(message: str) -> str:
     misspelt = re.search(r'Did you mean "(.*)" instead of "(.*)"', message)
     if misspelt:
         return f"the config has no field {misspelt[2]!r}; did you mean {misspelt[1]!r}?"
+    if "Path to config file is an empty string" in message:
+        return CONFIG_REQUIRED
     if "Traceback" in message or "failure to load" in message:
         return f"{given_config()} cannot be loaded: {lines[-1]}"
     ill_typed = re.fullmatch(r"flag --(config\.[\w.]+)=(.*?): (.*)", message.strip(), re.DOTALL)

@@ -1,5 +1,6 @@
 """The border between a config and the code: every field is checked before anything is computed."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from experiments.objectives import BASELINES
 from experiments.optimizers import RULES
 
 LARGEST = 2**31 - 1  # Of a count or a size in JAX; neither infinite nor NaN is smaller.
+MAX_STEPS = 100_000  # Of a chain: its tables and the states of its paths are kept.
 _REGRESSIONS = ("steer", "pretrain")  # What `experiments.pretrain.fit` reads.
 
 
@@ -17,6 +19,7 @@ def _of_each(field: str) -> tuple[str, ...]:
     return tuple(f"{section}.{field}" for section in _REGRESSIONS)
 
 
+# Fields that not every domain has are checked where they are.
 _AT_LEAST = {
     0: (
         "seed",
@@ -41,6 +44,7 @@ _AT_LEAST = {
         "reward.retries",
         "reward.retry_seconds",
         "reward.timeout",
+        "process.clip_x0",
     ),
     1: (
         "fsdp",
@@ -57,6 +61,13 @@ _AT_LEAST = {
         "pretrain.steps",
         "pretrain.batch_size",
         "eval.best_of",
+        "prior.width",
+        "prior.network.patch",
+        "posterior.width",
+        "posterior.network.patch",
+        "posterior.rank",
+        "posterior.num_samples",
+        "iql.width",
         *_of_each("checkpoint_every"),
     ),
     # A variance, and so every interval, needs two; so does the distance between two sets.
@@ -71,6 +82,8 @@ _POSITIVE = (
     "behaviour.replay_temperature",
     "steer.strength",
     "posterior.strength",
+    "process.min_std",
+    "process.diffusion",
     *_of_each("learning_rate"),
 )
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # As networks take it: None is that of their inputs.
@@ -85,8 +98,16 @@ def get(config: ConfigDict, name: str):
     return value
 
 
+def _has(config: ConfigDict, name: str) -> bool:
+    try:
+        get(config, name)
+    except KeyError:
+        return False
+    return True
+
+
 def check(config: ConfigDict) -> None:
-    """Checks the fields all domains share, as far as they can be without the domain and the devices.
+    """Checks the fields that need neither the domain nor the devices to be checked.
 
     Raises:
       ConfigError: naming the field, its value and what is allowed.
@@ -104,10 +125,13 @@ def check(config: ConfigDict) -> None:
     one_of(config, "objective.loss", ("rtb", *BASELINES))
     one_of(config, "objective.log_z", ("vargrad", "learned", "conditional"))
     _check_steps(config)
+    _check_objective(config)
     _check_paths(config)
 
 
 def _require(config: ConfigDict, name: str, allowed: str, ok) -> None:
+    if not _has(config, name):
+        return
     value = get(config, name)
     if not (-LARGEST <= value <= LARGEST and ok(value)):
         limit = f" and at most {LARGEST}" if LARGEST < value < float("inf") else ""
@@ -116,6 +140,8 @@ def _require(config: ConfigDict, name: str, allowed: str, ok) -> None:
 
 def _check_steps(config: ConfigDict) -> None:
     steps, total = config.objective.grad_steps, config.process.num_steps
+    if total > MAX_STEPS:
+        raise ConfigError(f"config.process.num_steps must be at most {MAX_STEPS}, got {total}.")
     if steps is not None and not 1 <= steps <= total:
         raise ConfigError(f"config.objective.grad_steps must be None or lie in 1..{total} (T), got {steps}.")
     carried = steps or total
@@ -124,6 +150,21 @@ def _check_steps(config: ConfigDict) -> None:
             f"config.objective.chunk must divide the {carried} steps that carry the gradient, "
             f"got {config.objective.chunk}."
         )
+
+
+def _check_objective(config: ConfigDict) -> None:
+    """Refuses what the loss has no use for."""
+    loss = config.objective.loss
+    unused: dict[str, Any] = {"log_z": "vargrad", "cutoff": 0} if loss in BASELINES else {}
+    if loss not in BASELINES or BASELINES[loss][1] is None:
+        unused["alpha"] = 0
+    for name, default in unused.items():
+        value = get(config, f"objective.{name}")
+        if value != default:
+            raise ConfigError(
+                f"config.objective.{name} must be {default}: config.objective.loss={loss} has no use for it, "
+                f"got {value}."
+            )
 
 
 def _check_paths(config: ConfigDict) -> None:
@@ -145,6 +186,23 @@ def _check_paths(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.objective.loss={config.objective.loss} is a policy gradient and learns from its own paths alone: "
             f"set {fields} to 0."
+        )
+    counts = path_counts(config)
+    for name, share in parts.items():
+        if share and not counts[name]:
+            size, of = (group, "group") if group else (batch, "batch")
+            raise ConfigError(
+                f"config.behaviour.{name}={share:g} is not one of the {size} paths of a {of}: set it to 0."
+            )
+    if counts["replay"] and not counts["on_policy"]:
+        raise ConfigError(
+            "config.behaviour.replay must be 0: it takes the ends of on-policy paths, and the other fractions in "
+            "config.behaviour leave none."
+        )
+    if config.behaviour.prior_paths and not (counts["accepted"] or counts["noised"]):
+        raise ConfigError(
+            "config.behaviour.prior_paths must be 0: they are drawn to be accepted, and config.behaviour.accepted and "
+            "config.behaviour.noised are 0."
         )
 
 
@@ -178,9 +236,46 @@ def path_counts(config: ConfigDict) -> dict[str, int]:
 
 
 def _split(config: ConfigDict, batch: int) -> dict[str, int]:
+    """By largest remainder: every behaviour is less than a path from its share."""
     size = config.objective.group or batch
-    paths = {name: round(get(config, f"behaviour.{name}") * size) for name in OFF_POLICY}
-    return {"on_policy": size - sum(paths.values()), **paths}
+    shares = {name: get(config, f"behaviour.{name}") * size for name in OFF_POLICY}
+    shares = {"on_policy": max(size - sum(shares.values()), 0.0), **shares}
+    paths = {name: math.floor(share) for name, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda name: paths[name] - shares[name])
+    for name in by_remainder[: size - sum(paths.values())]:
+        paths[name] += 1
+    return paths
+
+
+def check_mesh(config: ConfigDict, available: int) -> None:
+    """Checks ``devices`` and ``fsdp`` against the number of devices that are available.
+
+    Raises:
+      ConfigError: naming the field and what is allowed.
+    """
+    if config.devices > available:
+        raise ConfigError(f"config.devices must lie in 0..{available}, the devices there are, got {config.devices}.")
+    devices = config.devices or available
+    if devices % config.fsdp:
+        raise ConfigError(f"config.fsdp must divide the {devices} devices, got {config.fsdp}.")
+
+
+def check_group(config: ConfigDict, conditions: int) -> None:
+    """Checks ``objective.group`` against the number of a domain's conditions, 0 if it has none.
+
+    Raises:
+      ConfigError: a group without conditions, conditions without a group, or more of them in a batch than there are.
+    """
+    group = config.objective.group
+    if group and not conditions:
+        raise ConfigError("config.objective.group must be 0: this domain has no conditions.")
+    if conditions and not group:
+        raise ConfigError("config.objective.group must be at least 1: this domain has conditions.")
+    if conditions and groups(config) > conditions:
+        raise ConfigError(
+            f"config.objective.group={group} asks for {groups(config)} conditions in a batch of "
+            f"{config.train.batch_size}, and there are {conditions}."
+        )
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:
@@ -218,10 +313,16 @@ def check_devices(config: ConfigDict, devices: int) -> None:
     )
 
 
-def no_warm_start(config: ConfigDict) -> None:
-    """Raises a ConfigError if a domain without a value is asked for a warm start."""
+def no_warm_start(config: ConfigDict, why: str = "this domain has no value of noisy states to start from") -> None:
+    """Raises a ConfigError if a warm start is asked for."""
     if config.steer.steps:
-        raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+        raise ConfigError(f"config.steer.steps must be 0: {why}.")
+
+
+def no_training(config: ConfigDict) -> None:
+    """Raises a ConfigError if a posterior without parameters is to be trained."""
+    if config.train.steps:
+        raise ConfigError(f"config.train.steps must be 0: posterior.kind={config.posterior.kind} has nothing to train.")
 
 
 def one_of(config: ConfigDict, name: str, allowed: tuple) -> None:

@@ -1,15 +1,35 @@
 """SIGTERM: what is done is saved, and the exit code says that the same command goes on from there."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h.
 
 
 class Terminated(BaseException):
     """Asked to stop. No Exception, as KeyboardInterrupt is none: nothing that handles errors should handle it."""
+
+
+def leave(why: str) -> NoReturn:
+    """Ends the process here and now, with `EXIT_CODE`.
+
+    Not by an exception: a computation that is still at work on its threads would crash in an interpreter that is taken
+    down around it.
+    """
+    print(f"rtbjax: {why}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)
+
+
+def leave_when_asked() -> None:
+    """Until `listen`, SIGTERM ends the process: nothing is done yet that could be lost."""
+    signal.signal(signal.SIGTERM, lambda *_: leave("stopped by SIGTERM before anything was done."))
 
 
 def listen() -> None:

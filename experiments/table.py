@@ -78,7 +78,9 @@ def cell(config: ConfigDict, method: Method, label: str, seed: int, workdir: Pat
         one.seed, one.reward.label = seed, label
         one.update_from_flattened_dict(dict(method.changes))
         if method.after:
-            one.posterior.start = str(folder(workdir, method.after, label, seed) / "final_params.safetensors")
+            # In full: paths in a config are relative to the repository, a workdir is to the current folder.
+            start = folder(workdir, method.after, label, seed) / "final_params.safetensors"
+            one.posterior.start = str(start.resolve())
     return one, folder(workdir, method.name, label, seed)
 
 

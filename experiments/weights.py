@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from experiments import hosts
 from experiments.errors import UserError
@@ -29,7 +30,13 @@ def _names(tree: PyTree) -> dict[str, Any]:
 
 def locate(path: str) -> Path:
     """A path of a config: absolute, or relative to the repository."""
-    return Path(path) if Path(path).is_absolute() else REPOSITORY / path
+    return REPOSITORY / Path(path).expanduser()
+
+
+def locate_model(name: str) -> Path | str:
+    """A model of a config: its folder, as `locate` finds it, or else what must be its hub id."""
+    folder = locate(name)
+    return folder if folder.is_dir() else name
 
 
 def save(path: Path, params: PyTree, metadata: dict | None = None) -> None:
@@ -38,6 +45,11 @@ def save(path: Path, params: PyTree, metadata: dict | None = None) -> None:
     with replacing(path) as partial:
         # Opened here: a disk that is full is then an OSError, as with any other file.
         partial.write_bytes(safetensors.numpy.save(flat, {"rtbjax": json.dumps(metadata or {})}))
+
+
+def abstract_params(module: nn.Module, *inputs: Array) -> PyTree:
+    """The shapes of a network's parameters, for `load`, without computing them."""
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
 def load(path: Path, like: PyTree) -> PyTree:

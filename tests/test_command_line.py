@@ -30,6 +30,7 @@ def call(*arguments):
         (["--config=configs/gmm.py:huge"], "no variant 'huge'"),
         (["--config=configs/nope.py"], "configs/nope.py cannot be loaded"),
         ([], "--config is required"),
+        (["--config=configs/gmm.py", "train.steps=3"], "'train.steps=3' is no flag; fields of the config are set by"),
         (
             ["--config=configs/gmm.py", "--config.domain=audio"],
             "must be one of gmm, images, inverse, control, stories, text_to_image, got 'audio'",
@@ -62,6 +63,15 @@ def test_a_bad_command_line_is_one_sentence_and_writes_nothing(arguments, messag
         (
             "flag --config.eval.recompute_exact=maybe: ('Non-boolean argument to boolean flag', 'maybe')",
             "config.eval.recompute_exact must be true or false, got 'maybe'.",
+        ),
+        (
+            "flag --config.prior=3: Failed to parse '3' as a ConfigDict: `3` is not a dict.",
+            "config.prior must be a section, whose fields are set one by one, got '3'.",
+        ),
+        (
+            "Configuration is not available because of an earlier failure to load: Path to config file is an empty "
+            "string.",
+            run.CONFIG_REQUIRED,
         ),
     ],
 )
@@ -119,7 +129,7 @@ def test_pretraining_has_a_folder_of_its_own_for_each_thing_it_makes(tmp_path):
     assert [path.name for path in (tmp_path / "w").iterdir()] == ["pretrain"]
     assert json.loads((folder / "config.json").read_text())["pretrain"]["steps"] == 2
     weights = folder / "gmm_prior.safetensors"
-    # The hint is absolute: fields of a config are relative to the repository, folders to where one is.
+    # The hint is absolute: paths in a config are relative to the repository, a workdir is to the current folder.
     assert f"--config.prior.weights={weights.resolve()}" in done.stdout
     before = weights.read_bytes()
     done = call(*small, "--config.pretrain.learning_rate=1.0")

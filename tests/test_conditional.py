@@ -11,7 +11,7 @@ from shrunk import bare_domain, changed
 
 from configs.gmm import get_config
 from experiments import evaluate, exact, loop, objectives, proposal, settings, weights
-from experiments.domains.base import Conditions, LogZ
+from experiments.domains.base import ConditionalLogZ, Conditions
 from experiments.errors import ConfigError
 from rtbjax import Policy, certificate
 from rtbjax.sharding import data_mesh
@@ -47,7 +47,7 @@ def domain(**fields):
         evaluated={"c": jnp.asarray(VALUES[:4])},
         names=("a", "b", "c", "d"),
         examples=jnp.asarray(3.0 * VALUES),
-        log_z=LogZ({"slope": jnp.zeros(2), "curve": jnp.float32(0.0)}, quadratic),
+        log_z=ConditionalLogZ({"slope": jnp.zeros(2), "curve": jnp.float32(0.0)}, quadratic),
     )
     start = Policy({"gain": jnp.zeros(CHAIN.num_steps)}, posterior_apply)
     made = bare_domain(CHAIN, start, (2,), conditions=conditions, **fields)
@@ -180,7 +180,7 @@ def test_the_average_of_certificates():
     [
         ({"objective__group": 0}, r"objective.group must be at least 1: this domain has conditions"),
         ({"objective__group": 4}, r"group=4 asks for 12 conditions in a batch of 48, and there are 6"),
-        ({"behaviour__accepted": 0.25, "behaviour__replay": 0.0}, r"accepted and prior_paths must be 0"),
+        ({"behaviour__accepted": 0.25, "behaviour__replay": 0.0}, "config.behaviour.prior_paths must be 0"),
     ],
 )
 def test_batches_that_cannot_be(changes, message):

@@ -11,10 +11,16 @@ from shrunk import assert_same_run, changed, log_of
 from shrunk import gmm as gmm_of
 
 from configs import mnist as mnist_config
+from configs import stories as stories_config
+from configs.gmm import get_config
 from experiments import compare, data, exact, loop, records, run, settings, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
+from experiments.control import transitions
+from experiments.control.tasks import TASKS
 from experiments.domains import gmm, images
+from experiments.errors import UserError
 from experiments.plots import plt
+from experiments.stories import corpus
 from rtbjax.rewards import RewardError
 from rtbjax.sharding import data_mesh
 
@@ -59,6 +65,14 @@ def test_a_run_leaves_its_files_and_a_second_one_finds_it_finished(config, tmp_p
     metrics = first.summary["metrics"]
     # The bridge starts at one point, so there is nothing for the reward to remember.
     assert abs(metrics["start_excess"]) < 4 * metrics["start_excess_error"]
+
+
+def test_a_clock_listens_to_jax_only_where_it_is_entered():
+    with loop.Clock() as clock:
+        jax.jit(lambda x: x + 1)(0)
+    seconds = clock.compiling
+    jax.jit(lambda x: x + 2)(0)
+    assert clock.compiling == seconds > 0
 
 
 def test_exploration_is_not_logged_as_the_posterior_own_paths(config, tmp_path):
@@ -186,6 +200,23 @@ def test_a_bad_reward_stops_the_run_and_loses_nothing(config, tmp_path, reward, 
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        data.mnist,
+        lambda path: transitions.load(path, TASKS["hopper"]),
+        lambda path: corpus.load(changed(stories_config.get_config(), data__path=path).data, 2),
+        lambda path: run.prepare(changed(get_config("smoke"), devices=1, posterior__start=path)),
+        lambda path: run.prepare(changed(get_config("smoke"), devices=1, prior__weights=path)),
+    ],
+)
+def test_paths_in_a_config_are_relative_to_the_repository_wherever_one_is(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nowhere.npz").touch()
+    with pytest.raises(UserError, match=f"There is no .* {weights.REPOSITORY / 'nowhere.npz'}"):
+        read("nowhere.npz")
+
+
 def test_data_files_that_are_not_what_they_should_be(tmp_path):
     with pytest.raises(data.DataError, match="no data file"):
         data.mnist(str(tmp_path / "none.npz"))
@@ -231,7 +262,7 @@ def test_a_comparison_runs_every_variation_and_writes_table_and_figure(config, t
     drawn = []
     monkeypatch.setattr(plt.Axes, "set_title", lambda self, title: drawn.append(title))
     workdir = tmp_path / "w"
-    text = compare.run(config, workdir, run.execute, "train")
+    text = compare.run(config, workdir, run.execute, "train", run.prepare)
     names = ["prior", "exact, a second set", "RTB", "guided"]
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == names
     assert "| verdict |" in text.splitlines()[0]
@@ -240,9 +271,9 @@ def test_a_comparison_runs_every_variation_and_writes_table_and_figure(config, t
     assert drawn[-4:] == ["prior", "exact posterior", "RTB", "guided\n(the best of its kind)"]
     assert (workdir / "figure.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(records.OtherRun, match="train.steps: 4 there, 5 here"):
-        compare.run(changed(config, train__steps=5), workdir, run.execute, "train")
+        compare.run(changed(config, train__steps=5), workdir, run.execute, "train", run.prepare)
     before = (workdir / "rtb" / "summary.json").stat().st_mtime_ns
-    assert compare.run(config, workdir, run.execute, "evaluate") == text
+    assert compare.run(config, workdir, run.execute, "evaluate", run.prepare) == text
     assert (workdir / "rtb" / "summary.json").stat().st_mtime_ns > before
 
 

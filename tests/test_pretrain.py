@@ -9,7 +9,7 @@ import pytest
 
 from configs.base import regression
 from experiments.checkpoint import Checkpoints
-from experiments.pretrain import fit
+from experiments.pretrain import fit, iterate
 
 
 def loss(params, key, data):
@@ -39,6 +39,21 @@ def test_a_finished_fit_is_read_and_not_repeated(tmp_path):
     data = np.ones((8, 2), np.float32)
     first = run(data, tmp_path)
     np.testing.assert_array_equal(run(-data, tmp_path)["mean"], first["mean"])
+
+
+@pytest.mark.parametrize("steps", [1, 20, 30])
+def test_it_takes_as_many_steps_as_it_is_told(tmp_path, steps):
+    settings = regression(steps=steps, batch_size=1, learning_rate=0.1, weight_decay=0.0)
+    counted = iterate(
+        lambda data, state, i: ((state[0] + 1, i), jnp.float32(0.0)),
+        (jnp.int32(0), jnp.int32(-1)),
+        None,
+        settings,
+        workdir=tmp_path,
+        label="count",
+    )
+    assert tuple(map(int, counted)) == (steps, steps - 1)
+    assert Checkpoints(tmp_path / "checkpoints", 1).latest() == steps
 
 
 def test_a_fit_beyond_finite_numbers_is_not_saved(tmp_path):

@@ -1,5 +1,7 @@
 """A config that cannot be is refused in one sentence that says what can, before anything is written."""
 
+import importlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +9,16 @@ from ml_collections import ConfigDict
 from shrunk import changed, gmm
 
 from configs import mnist as mnist_config
-from experiments import compare, proposal, run, settings
+from experiments import compare, proposal, run, settings, table
 from experiments.errors import ConfigError, UserError
+
+CONFIGS = [
+    importlib.import_module(f"configs.{path.stem}")
+    for path in sorted(Path(mnist_config.__file__).parent.glob("*.py"))
+    if "def get_config" in path.read_text()
+]
+VARIANTS = [(module, variant) for module in CONFIGS for variant in module.VARIANTS]
+OWN = dict(behaviour__accepted=0.0, behaviour__noised=0.0, behaviour__replay=0.0)  # All paths on-policy.
 
 
 @pytest.fixture
@@ -51,6 +61,23 @@ def config(tmp_path):
         (dict(pretrain__ema=1.0), "pretrain.ema must be at least 0 and below 1"),
         (dict(pretrain__steps=0), "pretrain.steps must be at least 1"),
         (dict(objective__loss="reinforce"), "set config.behaviour.accepted and config.behaviour.noised and"),
+        (dict(process__num_steps=100_000_000), "process.num_steps must be at most 100000, got 100000000"),
+        (dict(process__diffusion=0.0), "process.diffusion must be positive"),
+        (dict(prior__width=-4), "prior.width must be at least 1, got -4"),
+        # Fields that would do nothing.
+        (dict(objective__alpha=5.0), "objective.alpha must be 0: config.objective.loss=rtb has no use for it"),
+        (OWN | dict(objective__loss="reinforce", objective__alpha=5.0), "objective.alpha must be 0"),
+        (
+            OWN | dict(objective__loss="ddpo", objective__log_z="learned"),
+            "objective.log_z must be vargrad: .*=ddpo",
+        ),
+        (OWN | dict(objective__loss="dpok", objective__cutoff=5.0), "objective.cutoff must be 0: .*loss=dpok"),
+        (OWN | dict(behaviour__prior_paths=64), "behaviour.prior_paths must be 0: .*accepted and .*noised are 0"),
+        (dict(behaviour__accepted=0.001), "behaviour.accepted=0.001 is not one of the 32 paths"),
+        (
+            dict(behaviour__accepted=0.5, behaviour__noised=0.0, behaviour__replay=0.5),
+            "behaviour.replay must be 0: .* on-policy",
+        ),
     ],
 )
 def test_a_field_out_of_range_says_what_is_allowed(config, changes, message):
@@ -58,9 +85,33 @@ def test_a_field_out_of_range_says_what_is_allowed(config, changes, message):
         settings.check(changed(config, **changes))
 
 
+@pytest.mark.parametrize("module, variant", VARIANTS, ids=lambda part: getattr(part, "__name__", part))
+def test_every_shipped_config_and_every_row_of_its_tables_is_allowed(module, variant):
+    config = module.get_config(variant)
+    settings.check(config)
+    for one in compare.variations(config).values() if config.compare else ():
+        settings.check(one)
+    for method in table.chosen(config) if config.table else ():
+        settings.check(table.cell(config, method, config.table.labels[0], 0, Path("w"))[0])
+
+
+@pytest.mark.parametrize(
+    "batch, fractions, counts",
+    [
+        (3, (0.5, 0.5, 0.0, 0.0), (0, 2, 1, 0, 0)),
+        (10, (0.25, 0.25, 0.25, 0.0), (3, 3, 2, 2, 0)),
+        (100, (0.29, 0.0, 0.1, 0.3), (31, 29, 0, 10, 30)),
+        (3, (1 / 3 + 4e-10, 1 / 3 + 4e-10, 1 / 3, 0.0), (0, 1, 1, 1, 0)),
+    ],
+)
+def test_a_batch_is_split_by_largest_remainder(config, batch, fractions, counts):
+    shares = {f"behaviour__{name}": share for name, share in zip(settings.OFF_POLICY, fractions, strict=True)}
+    assert tuple(settings.path_counts(changed(config, train__batch_size=batch, **shares)).values()) == counts
+
+
 @pytest.mark.parametrize("loss", ["reinforce", "reinforce_reward", "ddpo", "dpok"])
 def test_policy_gradients_take_their_own_paths_alone(config, loss):
-    own = changed(config, objective__loss=loss, behaviour__accepted=0.0, behaviour__noised=0.0, behaviour__replay=0.0)
+    own = changed(config, objective__loss=loss, **OWN)
     settings.check(own)
     with pytest.raises(ConfigError, match="set config.behaviour.widen to 0"):
         settings.check(changed(own, behaviour__widen=0.5))
@@ -105,24 +156,46 @@ def shrink(config: ConfigDict) -> ConfigDict:
         (shrink, dict(reward__label="seven"), "0..9, 'even', 'odd', or for many"),
         (shrink, dict(process__num_steps=5000), r"num_steps must lie in 1..1000"),
         (shrink, dict(posterior__kind="adapter"), "full, lora, correction, steered"),
+        (shrink, dict(posterior__kind="lora"), "steer.steps must be 0: config.posterior.kind=lora"),
+        (shrink, dict(process__spacing="foo"), "config.process.spacing must be one of leading, .*, got 'foo'"),
+        (shrink, dict(process__variance="foo"), "config.process.variance must be one of fixed_.*, got 'foo'"),
+        (shrink, dict(posterior__network__patch=3), "config.posterior.network: Image sides"),
+        (shrink, dict(posterior__network__patch=0), "posterior.network.patch must be at least 1"),
+        (shrink, dict(reward__label="digits", prior__weights="nowhere"), "objective.group must be at least 1"),
+        (None, dict(posterior__kind="classifier_guidance"), "train.steps must be 0: .*classifier_guidance has nothing"),
+        (None, dict(objective__group=8), "objective.group must be 0: this domain has no conditions"),
         (None, dict(prior__weights="nowhere.safetensors"), "no weights file"),
         (None, dict(behaviour__accepted=0.8), "sum to at most 1"),
         (None, dict(devices=8, train__batch_size=36), "does not divide over 8 devices"),
-        (None, dict(devices=99), "1..8"),
+        (None, dict(devices=99), "config.devices must lie in 0..8, the devices there are, got 99"),
+        (None, dict(fsdp=3), "config.fsdp must divide the 1 devices, got 3"),
     ],
 )
-@pytest.mark.parametrize("mode", ["train", "evaluate"])
-def test_a_rejected_command_leaves_no_workdir(config, tmp_path, make, changes, message, mode):
-    config = changed(make(config) if make else config, **changes)
-    with pytest.raises(UserError, match=message if mode == "train" else "train it first"):
-        run.execute(config, tmp_path / "runs" / "w", mode)
+def test_a_rejected_command_leaves_no_workdir(config, tmp_path, make, changes, message):
+    with pytest.raises(UserError, match=message):
+        run.execute(changed(make(config) if make else config, **changes), tmp_path / "runs" / "w")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_comparison_is_refused_for_any_of_its_variations_before_the_first_runs(config, tmp_path):
-    config.compare = {"runs": [("RTB", []), ("PPO", [("objective.loss", "ppo")])]}
-    with pytest.raises(ConfigError, match="rtb, reinforce"):
-        compare.run(config, tmp_path / "w", run.execute, "train")
+def test_evaluating_what_was_never_trained_leaves_no_workdir(config, tmp_path):
+    with pytest.raises(UserError, match="train it first"):
+        run.execute(config, tmp_path / "runs" / "w", "evaluate")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("objective.loss", "ppo"), "rtb, reinforce"),
+        (("posterior.kind", "lora"), "config.posterior.kind must be one of full, classifier_guidance"),
+        (("train.batch_size", 31), "does not divide over 8 devices"),
+    ],
+)
+def test_a_comparison_is_refused_for_any_of_its_variations_before_the_first_runs(config, tmp_path, change, message):
+    config.devices = 8
+    config.compare = {"runs": [("RTB", []), ("PPO", [change])]}
+    with pytest.raises(UserError, match=message):
+        compare.run(config, tmp_path / "w", run.execute, "train", run.prepare)
     assert not (tmp_path / "w").exists()
 
 

@@ -153,16 +153,41 @@ def test_a_regression_saves_too(tmp_path, listening):
     np.testing.assert_array_equal(fit(tmp_path / "cut"), fit(tmp_path / "whole"))
 
 
-def test_the_exit_code_is_the_documented_one():
-    """In a process of its own: a signal handler and an exit code belong to one."""
-    code = (
-        "import os, signal, sys\n"
+def ended(code: str) -> subprocess.CompletedProcess:
+    """A program in a process of its own: signal handlers and exit codes belong to one."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_the_exit_code_is_the_documented_one_and_no_computation_is_torn_down():
+    """In the middle of a rollout; what the interpreter does as it is taken down would give another code."""
+    done = ended(
+        "import atexit, os, signal\n"
+        "import jax\n"
         "from experiments import run\n"
-        "run.run = lambda argv: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def rollout(argv):\n"
+        "    jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: x @ x, x))(jax.numpy.eye(300))\n"
+        "    print('computing')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run.run = rollout\n"
+        "atexit.register(os._exit, 1)\n"
         "run.main([])\n"
     )
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == stopping.EXIT_CODE == 75
+    assert done.stdout == "computing\n"
     assert done.stderr == "rtbjax: stopped by SIGTERM; the same command goes on from the last checkpoint.\n"
     assert "| 75 |" in (ROOT / "README.md").read_text()
+
+
+def test_while_a_command_is_still_importing_it_leaves_with_the_same_code():
+    done = ended(
+        "import os, runpy, signal, sys\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'jax':\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "runpy.run_path('experiments/run.py', run_name='__main__')\n"
+    )
+    assert done.returncode == 75
+    assert done.stderr == "rtbjax: stopped by SIGTERM before anything was done.\n"

@@ -63,6 +63,14 @@ class Recorder:
         self.plotted = panels
 
 
+def test_the_posterior_that_a_cell_starts_from_is_found_wherever_the_table_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    method = table.chosen(config())[1]
+    one, place = table.cell(config(), method, "3", 0, Path("w"))
+    assert place == Path("w/smc-rtb/3/seed-0")
+    assert one.posterior.start == str(tmp_path / "w" / "rtb" / "3" / "seed-0" / "final_params.safetensors")
+
+
 def test_every_cell_is_run_once_and_a_table_may_grow(tmp_path):
     execute = Recorder()
     table.run(config(), tmp_path, execute, "train", images.labels)

@@ -13,7 +13,7 @@ from absl import logging
 
 from experiments.control.tasks import Task
 from experiments.data import DataError, prepared_split
-from experiments.weights import REPOSITORY
+from experiments.weights import REPOSITORY, locate
 
 EMBEDDED = REPOSITORY / "weights" / "control" / "hopper-medium-replay-100k.npz"
 REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -52,7 +52,7 @@ def load(path: str, task: Task) -> Transitions:
     """
     if not path:
         return of_task(from_arrays(read_npz(EMBEDDED), EMBEDDED.name), task)
-    place = Path(path).expanduser()
+    place = locate(path)
     if not place.exists():
         raise DataError(f"There is no data file or folder {place}.")
     return of_task(_read_folder(place) if place.is_dir() else _read_file(place), task)

@@ -33,7 +33,7 @@ class Value:
     log_h: Callable[[PyTree, Array, Array, Any], Array]
 
 
-class LogZ(NamedTuple):
+class ConditionalLogZ(NamedTuple):
     """A conditional log Z to train.
 
     Attributes:
@@ -61,7 +61,7 @@ class Conditions:
     evaluated: PyTree
     names: tuple[str, ...]
     examples: Array | None = None
-    log_z: LogZ | None = None
+    log_z: ConditionalLogZ | None = None
 
     @property
     def count(self) -> int:
@@ -133,7 +133,7 @@ class Domain:
         return np.dtype(start.dtype)
 
     @property
-    def log_z(self) -> LogZ:
+    def log_z(self) -> ConditionalLogZ:
         """The conditional log Z.
 
         Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments import weights
+from experiments import hosts, weights
 from experiments.control import behaviour_prior, iql, learning, reference, transitions
 from experiments.control.baselines import BASELINES, weights_file
 from experiments.control.networks import load_prior, load_values, make_log_reward, make_process, task_of
@@ -192,7 +192,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         params, steps = BASELINES[what].train(config, found, norm, key, workdir), config.baseline.steps
         use = "experiments.control.play plays it beside the run of this workdir"
     weights.save(path, {"params": params, "observations": norm._asdict()}, notes | {"steps": steps})
-    print(f"{path}: {use}")
+    hosts.say(f"{path}: {use}")
 
 
 def fit_prior(config: ConfigDict, found: Transitions, norm: Normaliser, key: Array, workdir: Path) -> PyTree:

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from ml_collections import ConfigDict
 
-from experiments import weights
+from experiments import hosts, weights
 from experiments.domains.base import Domain
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
+from experiments.settings import PRECISIONS, no_training, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, denoising_loss, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
@@ -64,10 +64,6 @@ def variance_apply(net):
     return apply_fn
 
 
-def _abstract_params(net):
-    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 2)), jnp.float32(0.0))["params"]
-
-
 def build(config: ConfigDict) -> Domain:
     """The domain of a config.
 
@@ -76,9 +72,12 @@ def build(config: ConfigDict) -> Domain:
     """
     one_of(config, "posterior.kind", ("full", "classifier_guidance"))
     no_warm_start(config)
+    if config.posterior.kind == "classifier_guidance":
+        no_training(config)
     net = network(config)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
-    params = weights.load(weights.locate(config.prior.weights), _abstract_params(net))
+    like = weights.abstract_params(net, jnp.zeros((1, 2)), jnp.float32(0.0))
+    params = weights.load(weights.locate(config.prior.weights), like)
     prior = Policy(params, prior_apply(net))
     if config.posterior.kind == "classifier_guidance":
         posterior = guidance.classifier_guidance(prior, log_reward, strength=config.posterior.strength)
@@ -116,7 +115,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     params = fit(loss, params, None, settings, key=fit_key, workdir=workdir, label="gmm prior", steps_per_call=100)
     path = workdir / "gmm_prior.safetensors"
     weights.save(path, params, {"trained_on": "samples of the 25-mode mixture"})
-    print(f"{path}: use it by --config.prior.weights={path}")
+    hosts.say(f"{path}: use it by --config.prior.weights={path}")
 
 
 def nearest_modes(x):

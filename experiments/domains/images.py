@@ -10,15 +10,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
-from tqdm.auto import tqdm
 
-from experiments import data, noising, weights
-from experiments.domains.base import Conditions, Domain, LogZ, Value
-from experiments.errors import ConfigError
+from experiments import data, hosts, noising, weights
+from experiments.domains.base import ConditionalLogZ, Conditions, Domain, Value
+from experiments.errors import ConfigError, checking
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, one_of, other_precision
+from experiments.settings import PRECISIONS, check_group, no_training, no_warm_start, one_of, other_precision
 from experiments.streams import stream
+from experiments.weights import abstract_params
 from rtbjax import Policy, Process, guidance, posterior, schedules
 from rtbjax.metrics.distances import classifier_two_sample, diversity, frechet
 from rtbjax.nets.classifier import Classifier, ResNet
@@ -73,14 +73,13 @@ def unet(config: ConfigDict) -> UNet:
     return UNet(**config.prior.network, dtype=PRECISIONS[config.precision])
 
 
-def abstract_params(module, *inputs):
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-
-
 def small_unet(config: ConfigDict, out_channels: int, num_classes: int | None = None) -> UNet:
     """The network of a posterior that builds on the prior."""
     dtype = PRECISIONS[config.precision]
-    return UNet(out_channels=out_channels, num_classes=num_classes, dtype=dtype, **config.posterior.network)
+    net = UNet(out_channels=out_channels, num_classes=num_classes, dtype=dtype, **config.posterior.network)
+    with checking("posterior.network"):
+        abstract_params(net, blank(config, 1), jnp.float32(0.0))
+    return net
 
 
 def load(config: ConfigDict, what: str, like):
@@ -99,7 +98,8 @@ def load(config: ConfigDict, what: str, like):
 
 def load_unet(config: ConfigDict):
     net = unet(config)
-    like = abstract_params(net, blank(config, 1), jnp.float32(0.0))
+    with checking("prior.network"):
+        like = abstract_params(net, blank(config, 1), jnp.float32(0.0))
     return net, load(config, "prior", like)
 
 
@@ -168,12 +168,17 @@ def build(config: ConfigDict) -> Domain:
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
     one_of(config, "posterior.kind", ("full", "lora", "correction", "steered", *GUIDED))
+    one_of(config, "process.spacing", ("leading", "trailing", "linspace", "log_snr"))
+    one_of(config, "process.variance", ("fixed_large", "fixed_small"))
     asked = labels(config)
     conditional = len(asked) > 1
+    check_group(config, len(asked) if conditional else 0)
     if conditional:  # The prior's network has no place for a label.
         one_of(config, "posterior.kind", ("correction", "steered", *GUIDED))
-    if config.posterior.kind in GUIDED and config.train.steps:
-        raise ConfigError(f"config.train.steps must be 0: posterior.kind={config.posterior.kind} has nothing to train.")
+    if config.posterior.kind in GUIDED:
+        no_training(config)
+    if config.posterior.kind != "steered":
+        no_warm_start(config, f"config.posterior.kind={config.posterior.kind} does not follow a value")
     steers = config.posterior.kind == "steered" and config.steer.steps > 0
     if steers and config.objective.beta != 1.0:
         raise ConfigError(
@@ -253,7 +258,7 @@ def guided(config: ConfigDict, process: Process, prior: Policy, log_reward) -> P
 def make_conditions(asked: tuple[str, ...]) -> Conditions:
     """Every label is trained on and evaluated; log Z is a number for each."""
     every = jnp.arange(len(asked))
-    log_z = LogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
+    log_z = ConditionalLogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
     return Conditions(values=every, evaluated=every, names=asked, log_z=log_z)
 
 
@@ -386,7 +391,7 @@ def value_data(config: ConfigDict, images, key):
         return tuple(jnp.concatenate(column) for column in zip(*pairs, strict=True))
 
     roll_key, noise_key = jax.random.split(key)
-    starts = tqdm(range(0, config.pretrain.paths, batch), desc="prior samples", unit="batch")
+    starts = hosts.progress(range(0, config.pretrain.paths, batch), desc="prior samples", unit="batch")
     samples = labelled(roll(jax.random.fold_in(roll_key, first), prior).xs[-1] for first in starts)
     noisy = images + config.process.min_std * jax.random.normal(noise_key, images.shape)
     digits = labelled(noisy[first : first + batch] for first in range(0, len(images), batch))
@@ -424,7 +429,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     if settings.what == "value":
         trained_on += f" and {settings.paths} samples of the prior"
     weights.save(path, params, {"trained_on": trained_on, "steps": settings.steps})
-    print(f"{path}: use it by --config.{settings.what}.weights={path}")
+    hosts.say(f"{path}: use it by --config.{settings.what}.weights={path}")
 
 
 def in_batches(fn, x, size=1000):

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import data, weights
-from experiments.domains.base import Conditions, Domain, LogZ
+from experiments import data, hosts, weights
+from experiments.domains.base import ConditionalLogZ, Conditions, Domain
 from experiments.errors import ConfigError, checking
 from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
 from experiments.streams import stream
@@ -64,8 +64,7 @@ def load_pipeline(config: ConfigDict) -> Pipeline:
       PretrainedError: see `rtbjax.nets.pretrained.stable_diffusion.load`.
       ConfigError: its components do not fit together.
     """
-    here = weights.locate(config.prior.folder)
-    pipeline = stable_diffusion.load(here if here.is_dir() else config.prior.folder, _dtype(config))
+    pipeline = stable_diffusion.load(weights.locate_model(config.prior.folder), _dtype(config))
     unet, vae, text = (part.module for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
     if (unet.in_channels, unet.out_channels) != (vae.latent_channels, vae.latent_channels):
         raise ConfigError(
@@ -195,7 +194,7 @@ def make_reward(
 def make_conditions(asked: tuple[str, ...]) -> Conditions:
     """Every prompt is trained on and evaluated; log Z is a number for each."""
     every = jnp.arange(len(asked))
-    log_z = LogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
+    log_z = ConditionalLogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
     return Conditions(values=every, evaluated=every, names=asked, log_z=log_z)
 
 
@@ -220,8 +219,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     what, found = config.pretrain.what, data.mnist(config.data.path)
     with checking():
         measured = training.TRAINERS[what](config, found, stream(config.seed, f"pretrain {what}"), workdir)
-    print(f"{what}, on fresh pictures: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
-    print(f"To use it: cp -r {workdir / training.MADE}/. {config.prior.folder}")
+    hosts.say(f"{what}, on fresh pictures: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
+    hosts.say(f"To use it: cp -r {workdir / training.MADE}/. {weights.locate(config.prior.folder)}")
 
 
 def _dtype(config: ConfigDict) -> Any:

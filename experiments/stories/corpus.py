@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from experiments.data import DataError
 from experiments.stories import grammar
 from experiments.stories.words import Bytes, Vocabulary, Words, padded
+from experiments.weights import locate
 
 COLUMNS = tuple(f"sentence{number}" for number in range(1, 6))
 TEST_SEED, TRAIN_SEED = 1, 2  # Of the grammar's stories, which are the same in every run.
@@ -61,7 +62,7 @@ def load(data: ConfigDict, count: int) -> Corpus:
     """
     held_out = int(data.test_stories)
     if data.path:
-        stories = read(Path(data.path))
+        stories = read(locate(data.path))
         if len(stories) <= held_out:
             raise DataError(
                 f"{data.path} holds {len(stories)} stories, and config.data.test_stories={held_out} are held "
@@ -75,7 +76,7 @@ def load(data: ConfigDict, count: int) -> Corpus:
         train = grammar.sample(np.random.default_rng(TRAIN_SEED), count)
         source, longest = "the grammar of experiments/stories", grammar.longest_stories()
     if data.tokenizer != "words":
-        vocabulary = Bytes(Path(data.tokenizer))
+        vocabulary = Bytes(locate(data.tokenizer))
     elif data.path:
         vocabulary = Words.of((sentence for story in train for sentence in story), data.min_count)
     else:

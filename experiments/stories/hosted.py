@@ -46,7 +46,7 @@ class HostedLanguageModel:
                 f'pip install -e ".[lm]" ({error.name} is missing).'
             ) from error
         try:
-            folder = folders.locate(model)
+            folder = folders.locate(weights.locate_model(model))
         except folders.PretrainedError as error:
             raise DataError(f"config.reward.model: {error}") from error
         try:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from experiments import weights
+from experiments import hosts, weights
 from experiments.pretrain import fit
 from experiments.stories import infilling_prior, language_model, networks
 from experiments.stories.corpus import Corpus, Tokens
@@ -22,8 +22,8 @@ def train(config: ConfigDict, found: Corpus, what: str, workdir: Path) -> None:
     notes = {"trained_on": f"{count} stories of {found.source}", "steps": config.pretrain.steps} | measured
     path = workdir / f"stories_{what}.safetensors"
     weights.save(path, params, notes | networks.notes_of(config, what, found))
-    print(f"Held-out stories: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
-    print(f"{path}: use it by --config.{networks.FIELDS[what]}={path}")
+    hosts.say(f"Held-out stories: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}.")
+    hosts.say(f"{path}: use it by --config.{networks.FIELDS[what]}={path}")
 
 
 def fit_masked(

@@ -42,7 +42,7 @@ class HostedClip:
                 f"({error.name} is missing)."
             ) from error
         try:
-            folder = folders.locate(model)
+            folder = folders.locate(weights.locate_model(model))
         except folders.PretrainedError as error:
             raise DataError(f"config.reward.clip: {error}") from error
         try:

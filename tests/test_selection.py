@@ -12,6 +12,7 @@ from configs.gmm import get_config
 from experiments import evaluate, exact, selection
 from experiments.domains.base import Conditions
 from experiments.errors import ConfigError
+from rtbjax.certificate import Estimate
 from rtbjax.sharding import data_mesh
 
 CHAIN = LinearGaussian(num_steps=5)
@@ -78,6 +79,13 @@ def test_selected_samples_have_no_certificate_and_say_why(sampler, tmp_path):
     assert written["seconds"].keys() == {"total", "sample", "prior_sample"}
     with np.load(tmp_path / "samples.npz") as file:
         assert "log_weight" not in file and file["x"].shape == (900, 2)
+
+
+def test_a_single_particle_system_has_no_interval():
+    reference = exact.Exact(np.zeros((1, 0, 2)), (Estimate(1.0, (0.9, 1.1), "prior"),))
+    alone = selection.Selected(np.zeros((4, 2)), np.zeros(4), np.asarray([0.7]), 1.0)
+    found = evaluate.uncertified(alone, reference, "why")
+    assert found["log_z_is"] == 0.7 and found["log_z_is_ci"] is None and found["log_z_reference"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from rtbjax import losses, partition
 from rtbjax.process import Process
-from rtbjax.trajectory import check_chunk, log_prob, rescore
+from rtbjax.trajectory import check_chunk, check_length, log_prob, rescore
 from rtbjax.types import AxisName, Policy, PRNGKey, Trajectory, check_shape, varying_like
 
 
@@ -60,12 +60,12 @@ def path_log_ratio(
       chunk: steps per network call in the gradient; must divide S.
 
     Raises:
-      ValueError: ``grad_steps`` outside 1..T or without a key, ``chunk`` that does not divide it, or a ``log_prior`` or
-        ``log_ratio`` that is not ``[T, B]``.
+      ValueError: paths of another length than the process's, ``grad_steps`` outside 1..T or without a key, ``chunk``
+        that does not divide it, a ``log_prior`` or ``log_ratio`` that is not ``[T, B]``, or features where the policy
+        takes none, or none where it does.
     """
     total = process.num_steps
-    if trajectory.xs.shape[0] != total + 1:
-        raise ValueError(f"A path of {total} steps has {total + 1} states, got {trajectory.xs.shape[0]}.")
+    check_length(process, trajectory.xs)
     per_step = (total, trajectory.xs.shape[1])
     check_shape("log_prior", trajectory.log_prior, per_step)
     if trajectory.log_ratio is not None:

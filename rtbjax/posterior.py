@@ -143,7 +143,7 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
     """
 
     def apply_fn(params, x, t, cond, *features):
-        output = base.apply_fn(params["base"], x, t, cond, *features)
+        output = Policy(params["base"], base.apply_fn)(x, t, cond, *features)
         return _add_log_std(output, head(params["log_std"], x, t, cond))
 
     return Policy({"base": base.params, "log_std": head_params}, apply_fn, base.look)

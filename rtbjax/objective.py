@@ -122,7 +122,7 @@ def loss(
     process: Process,
     apply_fn: Callable,
     log_z: partition.LogZ = "vargrad",
-    group: int | Array | None = None,
+    group: partition.Group = None,
     beta: float | Float[Array, ""] = 1.0,
     grad_steps: int | None = None,
     key: PRNGKey | None = None,
@@ -141,7 +141,8 @@ def loss(
       process: the chain.
       apply_fn: the posterior's denoiser, ``(params["policy"], x, t, cond) -> output``.
       log_z: ``"vargrad"``, ``"learned"`` or a function ``(params["log_z"], cond) -> f32[B]``.
-      group: VarGrad's groups of paths that share a condition: None, a size, or an id per path.
+      group: VarGrad's groups of paths that share a condition: None for one, a size, an id in 0..B-1 per path, or a
+        function ``cond -> ids``. Over several devices ids must be such a function: conditions travel with their paths.
       beta: the exponent of r.
       grad_steps: see `path_log_ratio`; the gradient of log Z is not rescaled.
       key: needed with ``grad_steps``.

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax.kernels import log_difference
@@ -49,15 +50,18 @@ def rollout(
       cond: conditions with leading axis B, or None.
       look: which features of the prior to keep with *its* paths (`Policy.look`); a posterior brings its own.
       start: ``xs[0]``, ``[B, *E]``; drawn from p_T if None.
-      widen: exploration. The sampling kernel is ``Kernel.widen(widen)``; scores are those of the kernel itself.
+      widen: exploration, at least 0. The sampling kernel is ``Kernel.widen(widen)``; scores are those of the kernel
+        itself.
       index: global index of each sample, ``arange(B)`` if None.
 
     Returns:
       A `Trajectory` without ``log_reward``.
 
     Raises:
-      ValueError: ``start`` of another shape.
+      ValueError: ``start`` of another shape, or ``widen`` below 0 where it is not traced.
     """
+    if not isinstance(widen, Tracer) and not widen >= 0.0:
+        raise ValueError(f"widen must be at least 0, got {widen}.")
     if start is not None:
         check_shape("start", start, shape)
     index = jnp.arange(shape[0]) if index is None else index

@@ -262,3 +262,6 @@ def test_errors_name_what_is_allowed():
         log_prob(process, prior, xs, chunk=0)
     with pytest.raises(ValueError, match="the paths carry none"):
         rtbjax.log_prob(process, posterior, xs)
+    for widen in (-1.0, np.nan):
+        with pytest.raises(ValueError, match=f"widen must be at least 0, got {widen}"):
+            rollout(jax.random.key(0), process, prior, shape=(2, 2), widen=widen)

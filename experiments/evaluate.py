@@ -130,9 +130,11 @@ def uncertified(selected: selection.Selected, known: Exact, why: str) -> dict[st
     """What ``summary.json`` has in place of the certificate of samples without weights: null but for log Z, and why."""
     (reference,) = known.log_z
     none: dict[str, Any] = {field.name: None for field in dataclasses.fields(Certificate)}
-    if selected.log_z is not None:
+    if selected.log_z is not None and len(selected.log_z) == 1:
+        none["log_z_is"] = float(selected.log_z[0])
+    elif selected.log_z is not None:
         estimate = certificate.from_prior(selected.log_z)
-        none |= {"log_z_is": estimate.log_z, "log_z_is_ci": estimate.interval if len(selected.log_z) > 1 else None}
+        none |= {"log_z_is": estimate.log_z, "log_z_is_ci": estimate.interval}
     return none | {
         "log_z_reference": reference.log_z,
         "log_z_reference_ci": reference.interval,

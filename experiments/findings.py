@@ -16,7 +16,7 @@ _REASONS = {
     "log_z_reference_ci": "no reference log Z is known",
     "path_kl": "no reference log Z is known",
     "eubo": "r has no declared bound, or no prior path was accepted",
-    "pareto_k": "too few paths, or weights too even, to have a tail",
+    "pareto_k": "too few paths, or too few different weights, to have a tail",
     "compile": "the run was not timed",
     "first_step": "the last sitting took no training step",
     "train": "the run was not timed",

@@ -54,7 +54,6 @@ _AT_LEAST = {
         "checkpoint.every",
         "checkpoint.keep",
         "log.every",
-        "eval.batch_size",
         "process.num_steps",
         "behaviour.capacity",
         "steer.batch_size",
@@ -71,7 +70,7 @@ _AT_LEAST = {
         *_of_each("checkpoint_every"),
     ),
     # A variance, and so every interval, needs two; so does the distance between two sets.
-    2: ("eval.num_samples", "eval.exact_samples", "eval.particles"),
+    2: ("eval.num_samples", "eval.batch_size", "eval.exact_samples", "eval.particles"),
 }
 _POSITIVE = (
     "train.learning_rate",

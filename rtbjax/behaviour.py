@@ -62,6 +62,19 @@ def renoise(
 ) -> Trajectory:
     """Paths that end in given samples (data, a replay buffer, exact samples), noised anew and scored.
 
+    Args:
+      key: one key for the batch.
+      process: the chain.
+      prior: the frozen prior.
+      posterior: fills ``log_ratio``, which is None without it.
+      x0: samples, ``[B, E*]``.
+      log_reward: their log r, ``f32[B]``.
+      cond: conditions with leading axis B, or None.
+      index: global index of each sample, ``arange(B)`` if None.
+
+    Returns:
+      A whole `Trajectory` of T steps.
+
     Raises:
       ValueError: ``log_reward`` is not one number per sample.
     """
@@ -73,13 +86,23 @@ def renoise(
 def mix(*trajectories: Trajectory) -> Trajectory:
     """One batch out of several, in order.
 
+    Args:
+      *trajectories: of one process, ``B_1, B_2, ...`` paths.
+
+    Returns:
+      All ``B_1 + B_2 + ...`` paths.
+
     Raises:
-      ValueError: some have ``log_ratio``, ``log_reward``, features or conditions and others have not; `rtbjax.score`
-        fills all but the reward.
+      ValueError: none is given, or some have ``log_ratio``, ``log_reward``, features or conditions and others have not,
+        or others of another structure; `rtbjax.score` fills all but the reward.
     """
+    if not trajectories:
+        raise ValueError("mix needs at least one trajectory, got none.")
     for name in ("log_reward", "log_ratio", "features", "cond"):
         if len({getattr(t, name) is None for t in trajectories}) > 1:
             raise ValueError(f"Either all trajectories of a mixture have {name} or none has.")
+        if len({jax.tree.structure(getattr(t, name)) for t in trajectories}) > 1:
+            raise ValueError(f"All trajectories of a mixture must have {name} of one structure.")
 
     def join(axis):
         return lambda *parts: jnp.concatenate(parts, axis=axis)

@@ -18,14 +18,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from rtbjax.types import PRNGKey, check_shape
 
 _NORMAL_95 = 1.959964
-MAX_PARETO_K = 0.7
+MIN_PATHS = 25  # below them the tail is of fewer than 5 weights.
+MAX_PARETO_K = 0.7  # PSIS asks for less below 2,200 paths, 0.67 for 1,000; there the interval's width decides.
 MAX_INTERVAL = 0.5
 MIN_ESS = 0.5
 MAX_PATH_KL = 0.2  # By Pinsker's inequality, a total variation of at most 0.32.
@@ -54,7 +55,8 @@ VERDICTS = {
         "train with off-policy paths: accepted, noised or replayed ones",
     ),
     "unreliable": Verdict(
-        f"heavy-tailed weights, an interval wider than {MAX_INTERVAL} nats, or a reference that is too low",
+        f"fewer than {MIN_PATHS} paths, heavy-tailed weights, an interval wider than {MAX_INTERVAL} nats, "
+        "or a reference that is too low",
         "train longer, or take more paths",
     ),
     "coverage_unchecked": Verdict(
@@ -126,11 +128,13 @@ def certify(
       The `Certificate`.
 
     Raises:
-      ValueError: fewer than 2 paths, no exact path, an array that is not one number per path, or a log-weight that is
-        not finite.
+      ValueError: fewer than 2 paths, no exact path, an array that is not one number per path, or a log-weight or a
+        reference that is not finite.
     """
-    gap = _log_weights("gap", gap, "N", at_least=2)
-    exact_gap = None if exact_gap is None else _log_weights("exact_gap", exact_gap, "M", at_least=1)
+    gap = _log_weights("gap", gap, "N", at_least=2, zero=False)
+    exact_gap = None if exact_gap is None else _log_weights("exact_gap", exact_gap, "M", at_least=1, zero=False)
+    if reference is not None and not np.isfinite([reference.log_z, *reference.interval]).all():
+        raise ValueError(f"log Z of the reference and its interval must be finite, got {reference}.")
     fraction = effective_sample_size(gap)
     return _conclude(
         _log_mean_exp(gap, fraction, "importance sampling"),
@@ -140,6 +144,7 @@ def certify(
         ess=fraction,
         tail=pareto_k(gap),
         num_paths=gap.size,
+        enough=gap.size >= MIN_PATHS,
     )
 
 
@@ -152,6 +157,7 @@ def _conclude(
     ess: float,
     tail: float | None,
     num_paths: int,
+    enough: bool,
 ) -> Certificate:
     """The certificate of these numbers: what follows from them, verdict included."""
     path_kl = None if reference is None else reference.log_z - elbo
@@ -168,7 +174,7 @@ def _conclude(
         path_kl=path_kl,
         path_kl_lower=estimate.log_z - elbo,
         num_paths=num_paths,
-        verdict=_verdict(estimate, reference, ess, tail, path_kl),
+        verdict=_verdict(estimate, reference, ess, tail, path_kl) if enough else "unreliable",
     )
 
 
@@ -207,18 +213,22 @@ def average(certificates: Sequence[Certificate]) -> Certificate:
         ess=float(np.mean([c.ess for c in certificates])),
         tail=mean(c.pareto_k for c in certificates),
         num_paths=sum(c.num_paths for c in certificates),
+        enough=all(c.num_paths >= MIN_PATHS for c in certificates),
     )
 
 
-def _log_weights(name: str, values: ArrayLike, axis: str, at_least: int) -> np.ndarray:
+def _log_weights(name: str, values: ArrayLike, axis: str, *, at_least: int, zero: bool = True) -> np.ndarray:
+    """The values in float64, once they are as many numbers; ``zero`` allows -inf, unless nothing else is left."""
     values = np.asarray(values, np.float64)
     check_shape(name, values, (axis,))
     if values.size < at_least:
-        paths = "path" if at_least == 1 else "paths"
-        raise ValueError(f"{name} needs the log-weights of at least {at_least} {paths}, got shape {values.shape}.")
-    if not np.isfinite(values).all():
-        bad = int(np.sum(~np.isfinite(values)))
-        raise ValueError(f"{bad} of {values.size} log-weights in {name} are not finite.")
+        numbers = "number" if at_least == 1 else "numbers"
+        raise ValueError(f"{name} must hold at least {at_least} {numbers}, got shape {values.shape}.")
+    bad = int(np.sum(~(np.isfinite(values) | (zero & np.isneginf(values)))))
+    if bad:
+        raise ValueError(f"{bad} of {values.size} numbers in {name} are not finite.")
+    if values.size and np.isneginf(values).all():
+        raise ValueError(f"All {values.size} numbers in {name} are -inf: no weight is left.")
     return values
 
 
@@ -248,39 +258,78 @@ def _log_mean_exp(log_w: np.ndarray, ess: float, source: str) -> Estimate:
 
 
 def from_prior(log_reward: Float[ArrayLike, " N"], beta: float = 1.0) -> Estimate:
-    """log Z = log E_prior[r^beta] from prior samples; where r <= 1, the log acceptance rate without the coin flips."""
-    check_shape("log_reward", log_reward, ("N",))
-    log_w = beta * np.asarray(log_reward, np.float64)
+    """log Z = log E_prior[r^beta] from prior samples; where r <= 1, the log acceptance rate without the coin flips.
+
+    Args:
+      log_reward: log r of N prior samples, -inf where a hard constraint is violated.
+      beta: the exponent of r.
+
+    Returns:
+      log Z with its 95 % interval, in nats.
+
+    Raises:
+      ValueError: fewer than 2 samples, an array that is not one number per sample, NaN or +inf, or -inf throughout.
+    """
+    log_w = beta * _log_weights("log_reward", log_reward, "N", at_least=2)
     return _log_mean_exp(log_w, effective_sample_size(log_w), f"{log_w.size} prior samples")
 
 
 def exact(log_z: float, source: str) -> Estimate:
-    """A log Z known without error (closed form, enumeration)."""
+    """A log Z known without error (closed form, enumeration), in nats.
+
+    Raises:
+      ValueError: it is not finite.
+    """
+    if not math.isfinite(log_z):
+        raise ValueError(f"A posterior has a finite log Z, got {log_z}.")
     return Estimate(float(log_z), (float(log_z), float(log_z)), source)
 
 
 def effective_sample_size(log_w: Float[ArrayLike, " N"]) -> float:
-    """``(sum w)^2 / sum w^2 / N``, in (0, 1]."""
-    log_w = np.asarray(log_w, np.float64)
+    """``(sum w)^2 / sum w^2 / N``, in (0, 1].
+
+    Raises:
+      ValueError: no weight, an array that is not one number per weight, NaN or +inf, or -inf throughout.
+    """
+    log_w = _log_weights("log_w", log_w, "N", at_least=1)
     return float(np.exp(2 * np.logaddexp.reduce(log_w) - np.logaddexp.reduce(2 * log_w)) / log_w.size)
 
 
 def pareto_k(log_w: Float[ArrayLike, " N"]) -> float | None:
     """Shape of a generalised Pareto fitted to the largest weights (Vehtari et al. 2024); None if there is no tail.
 
-    That is for fewer than 25 paths, or largest weights that are all equal. The tail holds ``min(N / 5, 3 sqrt(N))``
-    weights.
+    The tail holds ``min(N / 5, 3 sqrt(N))`` weights; what they exceed the next one by is fitted by the estimator of
+    Zhang & Stephens (2009), drawn to 0.5 as by ten more weights. There is none of fewer than 25 paths, nor of fewer
+    than 5 different excesses: a discrete law is bounded, whatever a fit makes of its few values.
+
+    Raises:
+      ValueError: an array that is not one number per weight, NaN or +inf, or -inf throughout.
     """
-    log_w = np.sort(np.asarray(log_w, np.float64))
+    log_w = np.sort(_log_weights("log_w", log_w, "N", at_least=0))
+    if log_w.size < MIN_PATHS:
+        return None
     count = int(min(log_w.size / 5, 3 * math.sqrt(log_w.size)))
-    if count < 5:
-        return None
-    w = np.exp(log_w - log_w[-1])
+    # Equal but for rounding is equal: a value that is taken often would look like a mass of tiny excesses.
+    w = np.exp(np.round((log_w - log_w[-1]) / RESOLUTION) * RESOLUTION)
     excess = w[-count:] - w[-count - 1]
-    if excess[-1] <= 1e-12 * w[-1]:
-        return None
-    shape, _, _ = scipy.stats.genpareto.fit(excess, floc=0.0)
-    return float(shape)
+    excess = excess[excess > 0.0]
+    return _pareto_shape(excess) if np.unique(excess).size >= 5 else None
+
+
+def _pareto_shape(excess: np.ndarray) -> float:
+    """Mean of a profile posterior over ``theta = -shape / scale`` (Zhang & Stephens 2009; Vehtari et al. 2024).
+
+    The grid of theta reaches from the largest excess down to multiples of the lower quartile.
+    """
+    n = excess.size
+    size = 30 + int(math.sqrt(n))
+    quartile = excess[int(n / 4 + 0.5) - 1]
+    theta = 1.0 / excess[-1] + (1.0 - np.sqrt(size / (np.arange(size) + 0.5))) / (3.0 * quartile)
+    theta = theta[theta != 0.0]  # The exponential law, which the others approach.
+    shape = np.log1p(-theta[:, None] * excess[None]).mean(axis=1)
+    log_likelihood = n * (np.log(-theta / shape) - shape - 1.0)
+    theta_mean = float(theta @ scipy.special.softmax(log_likelihood))
+    return float((n * np.log1p(-theta_mean * excess).mean() + 5.0) / (n + 10.0))
 
 
 def importance_resample(key: PRNGKey, x: Array, gap: Float[ArrayLike, " N"], num_samples: int) -> tuple[Array, float]:
@@ -295,14 +344,17 @@ def importance_resample(key: PRNGKey, x: Array, gap: Float[ArrayLike, " N"], num
     Returns:
       ``[num_samples, E*]``, and the effective sample size of the weights over N: the result holds about ``ess * N``
       distinct samples' worth of information, however many are drawn.
+
+    Raises:
+      ValueError: ``gap`` is not one number per sample, holds NaN or +inf, or -inf throughout.
     """
     check_shape("gap", gap, x.shape[:1])
-    log_w = np.asarray(gap, np.float64)
+    log_w = _log_weights("gap", gap, "N", at_least=1)
     cumulative = np.cumsum(np.exp(log_w - np.logaddexp.reduce(log_w)))
     # By inversion: Gumbel noise for every pair of a sample and a draw would not fit in memory.
     uniform = np.asarray(jax.random.uniform(key, (num_samples,)), np.float64) * cumulative[-1]
     index = np.searchsorted(cumulative, uniform, side="right")
-    return x[jnp.asarray(index, jnp.int32)], effective_sample_size(gap)
+    return x[jnp.asarray(index, jnp.int32)], effective_sample_size(log_w)
 
 
 def start_excess(
@@ -320,10 +372,13 @@ def start_excess(
 
     Returns:
       The excess and its standard error.
+
+    Raises:
+      ValueError: fewer than 2 pairs, arrays that do not pair up, NaN or +inf, or -inf throughout.
     """
-    check_shape("log_reward", log_reward, ("N",))
-    check_shape("log_reward_again", log_reward_again, np.shape(log_reward))
-    pair = np.stack([np.asarray(log_reward, np.float64), np.asarray(log_reward_again, np.float64)]) * beta
+    first = _log_weights("log_reward", log_reward, "N", at_least=2)
+    check_shape("log_reward_again", log_reward_again, first.shape)
+    pair = beta * np.stack([first, _log_weights("log_reward_again", log_reward_again, "N", at_least=2)])
     r = np.exp(pair - np.logaddexp.reduce(pair, axis=None) + math.log(pair.size))
     products = (r[0] - r.mean()) * (r[1] - r.mean())
     return float(products.mean()), float(products.std(ddof=1) / math.sqrt(products.size))

@@ -43,6 +43,12 @@ def _sum_event(x: Array) -> Float[Array, " B"]:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)), dtype=jnp.float32)
 
 
+def log_difference(mine: Array, theirs: Array) -> Array:
+    """``mine - theirs`` of two log-probabilities; 0 where both are -inf, which tells the laws as little apart."""
+    neither = (mine == -jnp.inf) & (theirs == -jnp.inf)
+    return jnp.where(neither, 0.0, mine) - jnp.where(neither, 0.0, theirs)
+
+
 class Gaussian(NamedTuple):
     """Independent normals with ``mean[B, E*]`` and ``std`` broadcastable to it (a scalar, or per entry)."""
 
@@ -101,9 +107,7 @@ class Categorical(NamedTuple):
 
     def log_ratio(self, other: "Categorical", x: Array) -> Float[Array, " B"]:
         """A token impossible under both laws contributes 0, so that it is a path's other steps that tell them apart."""
-        mine, theirs = self._gather(x), other._gather(x)
-        neither = (mine == -jnp.inf) & (theirs == -jnp.inf)
-        return _sum_event(jnp.where(neither, 0.0, mine) - jnp.where(neither, 0.0, theirs))
+        return _sum_event(log_difference(self._gather(x), other._gather(x)))
 
     def kl(self, other: "Categorical") -> Float[Array, " B"]:
         # 0 log 0 = 0, also where both are impossible; and no NaN in the gradient of what is not selected.
@@ -144,22 +148,22 @@ class Reveal(NamedTuple):
         return jax.vmap(one)(keys, self.log_probs, self.x, self._masked)
 
     def _revealed(self, x: Array) -> tuple[Array, Array]:
-        """Log-probability of what ``x`` tells at each newly revealed position, 0 elsewhere; and which these are."""
+        """Log-probability of what ``x`` tells at each new place, 0 elsewhere; whether it is one step, ``bool[B]``."""
         new = self._masked & (x != self.x)
         token = jnp.where(new, x, 0)
         found = jnp.take_along_axis(self.log_probs, token[..., None], axis=-1)[..., 0].astype(jnp.float32)
-        return jnp.where(new, found, 0.0), new
+        one_step = (jnp.sum(new, axis=-1) == jnp.minimum(self._count, 1)) & jnp.all(new | (x == self.x), axis=-1)
+        return jnp.where(new, found, 0.0), one_step
 
     def log_prob(self, x: Array) -> Float[Array, " B"]:
-        log_probs, new = self._revealed(x)
-        count = self._count
-        possible = (jnp.sum(new, axis=-1) == jnp.minimum(count, 1)) & jnp.all(new | (x == self.x), axis=-1)
-        total = _sum_event(log_probs) - jnp.log(jnp.maximum(count, 1).astype(jnp.float32))
-        return jnp.where(possible, total, -jnp.inf)
+        log_probs, one_step = self._revealed(x)
+        total = _sum_event(log_probs) - jnp.log(jnp.maximum(self._count, 1).astype(jnp.float32))
+        return jnp.where(one_step, total, -jnp.inf)
 
     def log_ratio(self, other: "Reveal", x: Array) -> Float[Array, " B"]:
         """Of the tokens alone: both laws choose positions alike. 0 for a step that is impossible under both."""
-        return _sum_event(self._revealed(x)[0] - other._revealed(x)[0])
+        (mine, one_step), (theirs, _) = self._revealed(x), other._revealed(x)
+        return jnp.where(one_step, _sum_event(log_difference(mine, theirs)), 0.0)
 
     def kl(self, other: "Reveal") -> Float[Array, " B"]:
         each = jax.vmap(lambda mine, theirs: Categorical(mine).kl(Categorical(theirs)), in_axes=1, out_axes=1)

@@ -27,12 +27,16 @@ def init(key: PRNGKey, params: PyTree, rank: int, select: str = ".*") -> PyTree:
       ``{path: {"a": f32[fan_in, rank], "b": f32[rank, fan_out]}}``.
 
     Raises:
-      ValueError: ``rank`` below 1, or nothing matches.
+      ValueError: ``rank`` below 1, a ``select`` that is no regular expression, or nothing matches.
     """
     if rank < 1:
         raise ValueError(f"LoRA's rank must be at least 1, got {rank}.")
+    try:
+        pattern = re.compile(select)
+    except re.error as error:
+        raise ValueError(f"select must be a regular expression, got {select!r}: {error}.") from error
     leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    chosen = [path for path, leaf in sorted(leaves.items()) if _is_kernel(leaf) and re.search(select, path)]
+    chosen = [path for path, leaf in sorted(leaves.items()) if _is_kernel(leaf) and pattern.search(path)]
     if not chosen:
         raise ValueError(f"No kernel's path matches {select!r}; the paths are {sorted(leaves)[:8]}...")
     adapters = {}

@@ -4,15 +4,14 @@ All but `steering`, which is about one step, and the two that train priors over 
 `score_entropy`, take ``log_ratio``: ``sum_i [log p_prior - log p_post]`` of each path,
 ``f32[B]``, whose gradient is minus that of the posterior's log-probability (`rtbjax.objective.path_log_ratio` makes it
 cheap). In them ``beta`` is the exponent of r, and means over the batch are means over all shards where ``axis_name``,
-the mesh axis it is split over under ``shard_map``, is given. Arrays of different shapes raise.
+the mesh axis it is split over under ``shard_map``, is given. Arrays of different shapes are a ValueError.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rtbjax.types import AxisName
+from rtbjax.types import AxisName, check_shape
 
 
 def _mean(x: Float[Array, " B"], axis_name: AxisName | None) -> Float[Array, ""]:
@@ -37,7 +36,8 @@ def rtb(
     ``residual = log_z - log_ratio - beta log_reward``. A residual whose square is below ``cutoff`` gives no gradient
     (paper, app. E: 0.1).
     """
-    chex.assert_equal_shape([log_ratio, log_reward, log_z])
+    check_shape("log_reward", log_reward, log_ratio.shape)
+    check_shape("log_z", log_z, log_ratio.shape)
     residual = log_z - log_ratio - beta * log_reward
     return 0.5 * jax.nn.relu(residual**2 - cutoff)
 
@@ -54,7 +54,7 @@ def reinforce(
     On-policy only, where its expected gradient is that of `rtb` (Deleu et al. 2025, prop. 3.1). The baseline is the
     batch mean.
     """
-    chex.assert_equal_shape([log_ratio, log_reward])
+    check_shape("log_reward", log_reward, log_ratio.shape)
     gap = jax.lax.stop_gradient(log_ratio + beta * log_reward)
     return _deviation(gap, axis_name) * log_ratio
 
@@ -71,7 +71,7 @@ def reinforce_reward(
 
     Neither term's optimum is the posterior, whatever alpha (Deleu et al. 2025); kept for the comparison.
     """
-    chex.assert_equal_shape([log_ratio, log_reward])
+    check_shape("log_reward", log_reward, log_ratio.shape)
     return _deviation(jnp.exp(beta * log_reward), axis_name) * log_ratio + alpha * log_ratio**2
 
 
@@ -89,7 +89,7 @@ def ddpo(
     axis_name: AxisName | None = None,
 ) -> Float[Array, " B"]:
     """Policy gradient on the whitened r^beta, no KL (Black et al. 2024, the score-function variant). Collapses."""
-    chex.assert_equal_shape([log_ratio, log_reward])
+    check_shape("log_reward", log_reward, log_ratio.shape)
     return whitened(jnp.exp(beta * log_reward), axis_name) * log_ratio
 
 
@@ -102,7 +102,7 @@ def dpok(
     axis_name: AxisName | None = None,
 ) -> Float[Array, " B"]:
     """`ddpo` plus ``kl_weight`` times a KL to the prior, as a score-function term (Fan et al. 2023)."""
-    chex.assert_equal_shape([log_ratio, log_reward])
+    check_shape("log_reward", log_reward, log_ratio.shape)
     kl = jax.lax.stop_gradient(-log_ratio)
     advantage = whitened(jnp.exp(beta * log_reward), axis_name) - kl_weight * _deviation(kl, axis_name)
     return advantage * log_ratio
@@ -121,10 +121,16 @@ def steering(score: Array, gradient: Array, std: Float[Array, ""]) -> Float[Arra
       gradient: of log h at the next state, ``[B, E*]``.
       std: of the step.
     """
-    chex.assert_equal_shape([score, gradient])
-    chex.assert_rank(std, 0)
+    check_shape("gradient", gradient, score.shape)
+    check_shape("std", std, ())
     distance = jnp.sum((score - gradient) ** 2, axis=tuple(range(1, score.ndim)))
     return 0.5 * std**2 * distance
+
+
+def _check_tokens(output: Array, x0: Array, masked: Array, mask_rate: Array) -> None:
+    check_shape("x0", x0, output.shape[:-1])
+    check_shape("masked", masked, x0.shape)
+    check_shape("mask_rate", mask_rate, x0.shape[:1])
 
 
 def masked_elbo(
@@ -141,8 +147,7 @@ def masked_elbo(
       masked: where the network saw the mask; it counts there alone.
       mask_rate: the probability with which tokens were masked.
     """
-    chex.assert_equal_shape([x0, masked, logits[..., 0]])
-    chex.assert_equal_shape([mask_rate, x0[:, 0]])
+    _check_tokens(logits, x0, masked, mask_rate)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), x0[..., None], axis=-1)[..., 0]
     return -jnp.sum(jnp.where(masked, log_p, 0.0), axis=-1) / mask_rate
 
@@ -161,8 +166,7 @@ def score_entropy(
       masked: where the network saw the mask; it counts there alone.
       mask_rate: m, below 1.
     """
-    chex.assert_equal_shape([x0, masked, log_score[..., 0]])
-    chex.assert_equal_shape([mask_rate, x0[:, 0]])
+    _check_tokens(log_score, x0, masked, mask_rate)
     log_score, rate = log_score.astype(jnp.float32), mask_rate[:, None]
     ratio = (1.0 - rate) / rate
     own = jnp.take_along_axis(log_score, x0[..., None], axis=-1)[..., 0]

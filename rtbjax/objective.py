@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from rtbjax import losses, partition
 from rtbjax.process import Process
-from rtbjax.trajectory import check_chunk, log_prob, rescore
+from rtbjax.trajectory import check_chunk, check_length, log_prob, rescore
 from rtbjax.types import AxisName, Policy, PRNGKey, Trajectory, check_shape, varying_like
 
 
@@ -60,12 +60,12 @@ def path_log_ratio(
       chunk: steps per network call in the gradient; must divide S.
 
     Raises:
-      ValueError: ``grad_steps`` outside 1..T or without a key, ``chunk`` that does not divide it, or a ``log_prior`` or
-        ``log_ratio`` that is not ``[T, B]``.
+      ValueError: paths of another length than the process's, ``grad_steps`` outside 1..T or without a key, ``chunk``
+        that does not divide it, a ``log_prior`` or ``log_ratio`` that is not ``[T, B]``, or features where the policy
+        takes none, or none where it does.
     """
     total = process.num_steps
-    if trajectory.xs.shape[0] != total + 1:
-        raise ValueError(f"A path of {total} steps has {total + 1} states, got {trajectory.xs.shape[0]}.")
+    check_length(process, trajectory.xs)
     per_step = (total, trajectory.xs.shape[1])
     check_shape("log_prior", trajectory.log_prior, per_step)
     if trajectory.log_ratio is not None:
@@ -122,7 +122,7 @@ def loss(
     process: Process,
     apply_fn: Callable,
     log_z: partition.LogZ = "vargrad",
-    group: int | Array | None = None,
+    group: partition.Group = None,
     beta: float | Float[Array, ""] = 1.0,
     grad_steps: int | None = None,
     key: PRNGKey | None = None,
@@ -141,7 +141,8 @@ def loss(
       process: the chain.
       apply_fn: the posterior's denoiser, ``(params["policy"], x, t, cond) -> output``.
       log_z: ``"vargrad"``, ``"learned"`` or a function ``(params["log_z"], cond) -> f32[B]``.
-      group: VarGrad's groups of paths that share a condition: None, a size, or an id per path.
+      group: VarGrad's groups of paths that share a condition: None for one, a size, an id in 0..B-1 per path, or a
+        function ``cond -> ids``. Over several devices ids must be such a function: conditions travel with their paths.
       beta: the exponent of r.
       grad_steps: see `path_log_ratio`; the gradient of log Z is not rescaled.
       key: needed with ``grad_steps``.

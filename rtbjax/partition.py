@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from rtbjax.types import AxisName, check_shape
 
 LogZ = str | Callable[[Any, Any], Array]
+Group = int | Array | Callable[[Any], Array] | None
 
 
 def log_z_per_path(
@@ -23,7 +24,7 @@ def log_z_per_path(
     params: Any,
     gap: Float[Array, " B"],
     cond: Any,
-    group: int | Int[Array, " B"] | None,
+    group: Group,
     axis_name: AxisName | None,
 ) -> Float[Array, " B"]:
     """The log Z each path is balanced against.
@@ -34,14 +35,14 @@ def log_z_per_path(
       params: the objective's parameters, with an entry ``log_z`` unless VarGrad is used.
       gap: without gradient.
       cond: conditions of the paths.
-      group: see `group_mean`; only VarGrad uses it.
+      group: see `group_mean`, or a function ``cond -> ids[B]``; only VarGrad uses it.
       axis_name: the mesh axis or axes the batch is split over, under ``shard_map``.
 
     Raises:
       ValueError: an unknown name, no ``log_z`` among the parameters, or one of another shape.
     """
     if log_z == "vargrad":
-        return group_mean(gap, group, axis_name)
+        return group_mean(gap, group(cond) if callable(group) else group, axis_name)
     if log_z != "learned" and not callable(log_z):
         raise ValueError(f"log_z must be 'vargrad', 'learned' or a function (params, cond) -> f32[B], got {log_z!r}.")
     if "log_z" not in params:
@@ -61,8 +62,8 @@ def group_mean(
 
     Args:
       gap: ``f32[B]``, this shard's paths.
-      group: None for one group; k for consecutive groups of k paths; or an id in ``0..B-1`` per path (B global). Groups
-        may span shards.
+      group: None for one group; k for consecutive groups of k paths; or an id in ``0..B-1`` per path of this shard (B
+        global). Groups may span shards.
       axis_name: the mesh axis or axes the batch is split over.
 
     Returns:

@@ -16,8 +16,18 @@ from rtbjax.types import LearnedStd, Policy, PRNGKey, Steered
 
 
 def full_copy(prior: Policy) -> Policy:
-    """Every parameter of the prior, trainable."""
-    return Policy(jax.tree.map(jnp.array, prior.params), prior.apply_fn)
+    """Every parameter of the prior, trainable.
+
+    Raises:
+      ValueError: a leaf that is a function, as of an Equinox module.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(prior.params):
+        if callable(leaf):
+            raise ValueError(
+                f"A full copy trains every leaf, and {jax.tree_util.keystr(path)} is a function: keep the arrays "
+                "alone as parameters (equinox.partition), or train adapters (rtbjax.posterior.lora)."
+            )
+    return Policy(jax.tree.map(jnp.array, prior.params), prior.apply_fn, prior.look)
 
 
 def lora(key: PRNGKey, prior: Policy, rank: int, *, alpha: float | None = None, select: str = ".*") -> Policy:
@@ -33,10 +43,10 @@ def lora(key: PRNGKey, prior: Policy, rank: int, *, alpha: float | None = None, 
     """
     strength = float(rank if alpha is None else alpha)
 
-    def apply_fn(adapters, x, t, cond):
-        return prior.apply_fn(_lora.merge(prior.params, adapters, strength), x, t, cond)
+    def apply_fn(adapters, x, t, cond, *features):
+        return Policy(_lora.merge(prior.params, adapters, strength), prior.apply_fn)(x, t, cond, *features)
 
-    return Policy(_lora.init(key, prior.params, rank, select), apply_fn)
+    return Policy(_lora.init(key, prior.params, rank, select), apply_fn, prior.look)
 
 
 def correction(params: PyTree, apply_fn: Callable, *, look: Callable | None = None) -> Policy:
@@ -162,7 +172,7 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
     """
 
     def apply_fn(params, x, t, cond, *features):
-        output = base.apply_fn(params["base"], x, t, cond, *features)
+        output = Policy(params["base"], base.apply_fn)(x, t, cond, *features)
         return _add_log_std(output, head(params["log_std"], x, t, cond))
 
     return Policy({"base": base.params, "log_std": head_params}, apply_fn, base.look)

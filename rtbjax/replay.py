@@ -38,7 +38,17 @@ def init(item: PyTree, capacity: int) -> Buffer:
 
 
 def add(buffer: Buffer, items: PyTree, keep: Bool[Array, " B"], priority: Float[Array, " B"] | None = None) -> Buffer:
-    """Adds the items that ``keep`` marks, oldest out first; ``priority`` is 0 (uniform) if None."""
+    """Adds the items that ``keep`` marks, oldest out first.
+
+    Args:
+      buffer: the buffer.
+      items: shaped like its items, with leading axis B.
+      keep: which of them to add, ``bool[B]``.
+      priority: log-weight of each for `sample`, ``f32[B]``; 0, which is uniform, if None.
+
+    Returns:
+      The buffer with them; of more than ``capacity`` the last ones.
+    """
     capacity = buffer.priority.shape[0]
     order = jnp.cumsum(keep.astype(jnp.int32)) - 1
     # Beyond the end for what is not kept: dropped by the scatter.

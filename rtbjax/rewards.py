@@ -52,7 +52,10 @@ def evaluate(
     Raises:
       RewardError: the last try failed too, or, at once, a value above its bound; the message names the first bad
         sample.
+      ValueError: ``retries`` below 0.
     """
+    if retries < 0:
+        raise ValueError(f"retries must be at least 0, got {retries}.")
     batch = x.shape[0]
     known = np.full(batch, np.nan, np.float32)
     failure, cause = "", None
@@ -71,9 +74,11 @@ def evaluate(
         if log_floor is not None:
             log_r = np.where(np.isneginf(log_r), np.float32(log_floor), log_r)
         known = np.where(np.isfinite(known), known, log_r)
+        if log_bound is not None:
+            _check_bound(known, log_bound)
         bad = ~np.isfinite(known)
         if not bad.any():
-            return _bounded(known, log_bound)
+            return known
         first = int(np.argmax(bad))
         hint = "; declare a floor (log_floor) for a hard constraint" if np.isneginf(known[first]) else ""
         failure, cause = f"The reward returned log r = {known[first]} for sample {first} of {batch}{hint}", None
@@ -108,15 +113,15 @@ def _ask(reward: RewardFn, x: Array, cond: Any, timeout: float | None) -> np.nda
     return log_r
 
 
-def _bounded(log_r: np.ndarray, log_bound: float | None) -> np.ndarray:
-    # A float32 rounding of a reward exactly at its bound is not a violation.
-    if log_bound is not None and log_r.max() > log_bound + 1e-4:
-        first = int(np.argmax(log_r))
+def _check_bound(log_r: np.ndarray, log_bound: float) -> None:
+    # A float32 rounding of a reward exactly at its bound is not a violation; what is no number is asked again.
+    above = np.isfinite(log_r) & (log_r > log_bound + 1e-4)
+    if above.any():
+        worst = int(np.argmax(np.where(above, log_r, -np.inf)))
         raise RewardError(
-            f"The reward returned log r = {log_r[first]:.4f} for sample {first}, above its declared bound "
+            f"The reward returned log r = {log_r[worst]:.4f} for sample {worst}, above its declared bound "
             f"{log_bound:.4f}: rejection from the prior would not be exact."
         )
-    return log_r
 
 
 def per_sample(reward: Callable[[np.ndarray, Any], float]) -> RewardFn:

@@ -124,7 +124,8 @@ def make_update(
       log_z_limit: the largest ``|log Z|`` of a path to learn from, in nats.
 
     Returns:
-      ``update(state, trajectory, key)``. The batch must divide over the mesh; the state's buffers are donated.
+      ``update(state, trajectory, key) -> (state, StepInfo)``. The state's buffers are donated; a batch that does not
+      divide over the mesh is a ValueError.
     """
     mesh = data_mesh() if mesh is None else mesh
     axes = batch_axes(mesh)

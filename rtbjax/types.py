@@ -4,6 +4,7 @@ Shapes, throughout the package: ``B`` paths, ``T`` steps, ``E*`` the event axes 
 ``xs[0]`` is noise, ``xs[T]`` is data, and step ``i`` maps ``xs[i]`` to ``xs[i + 1]``.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -54,6 +55,15 @@ def _is_shard(leaf: Any) -> bool:
     return isinstance(leaf, Shard)
 
 
+def _takes(function: Callable, count: int) -> bool:
+    """Whether it can be called with as many positional arguments, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 @flax.struct.dataclass
 class Policy:
     """A denoiser with its parameters: priors, posteriors and everything between differ in nothing else.
@@ -71,7 +81,21 @@ class Policy:
     look: Callable | None = flax.struct.field(pytree_node=False, default=None)
 
     def __call__(self, x: Array, t: Float[Array, ""], cond: Any, features: PyTree = None) -> Any:
-        """The raw output for ``x[B, E*]`` at the scalar time t."""
+        """The raw output for ``x[B, E*]`` at the scalar time t.
+
+        Raises:
+          ValueError: features for a function that takes none, or none for one that does.
+        """
+        takes = partial(_takes, self.apply_fn)
+        if features is None and takes(5) and not takes(4):
+            raise ValueError(
+                "This policy builds on the prior's features, and the paths carry none: score them with look=."
+            )
+        if features is not None and takes(4) and not takes(5):
+            raise ValueError(
+                "This policy takes no features, and the paths carry those of another: drop them with "
+                "trajectory._replace(features=None)."
+            )
         extra = () if features is None else (features,)
         if not any(map(_is_shard, jax.tree.leaves(self.params, is_leaf=_is_shard))):
             return self.apply_fn(self.params, x, t, cond, *extra)

@@ -9,7 +9,7 @@ from oracles import LinearGaussian, QuadraticGaussian, assert_moments
 from rtbjax import posterior as parametrise
 from rtbjax.behaviour import accept, mix, renoise
 from rtbjax.trajectory import rollout, sample_keys, score
-from rtbjax.types import Policy
+from rtbjax.types import Policy, Trajectory
 
 CHAIN = QuadraticGaussian()
 LOG_BOUND = CHAIN.c**2 / (2 * CHAIN.q)  # the maximum of c x - q x^2 / 2
@@ -99,6 +99,14 @@ def test_noised_samples_end_where_they_were_and_are_scored():
     np.testing.assert_allclose(paths.log_ratio, expected.log_ratio, rtol=1e-5)
     np.testing.assert_allclose(part.xs, paths.xs[:, 4:], rtol=1e-6)
     assert part.log_ratio is None
+
+
+def test_mixtures_that_do_not_join_are_errors():
+    with pytest.raises(ValueError, match="at least one trajectory"):
+        mix()
+    paths = Trajectory(jnp.zeros((2, 3, 1)), {"a": jnp.zeros(3)}, None, jnp.zeros((1, 3)))
+    with pytest.raises(ValueError, match="cond of one structure"):
+        mix(paths, paths._replace(cond={"b": jnp.zeros(3)}))
 
 
 def test_widened_rollouts_move_further_and_are_scored_under_the_law_itself():

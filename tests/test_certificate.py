@@ -66,7 +66,7 @@ def test_effective_sample_size_of_some_equal_weights():
     np.testing.assert_allclose(certificate.effective_sample_size(np.full(9, -2_000.0)), 1.0)
 
 
-@pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.9, 2.0])
 def test_pareto_k_recovers_a_known_tail(k):
     """Weights U^-k. The fit uses 212 of 5,000: a standard error of (1 + k) / sqrt(212), over 8 repeats."""
     found = [certificate.pareto_k(-k * np.log(np.random.default_rng(seed).uniform(size=5_000))) for seed in range(8)]
@@ -80,13 +80,31 @@ def test_pareto_k_recovers_a_known_tail(k):
 def test_bounded_weights_have_no_heavy_tail_however_close_they_are(spread):
     """Uniform weights have k = -1; so near each other that float32 is their resolution, they still do."""
     for seed in range(5):
-        log_w = np.log1p(spread * np.random.default_rng(seed).uniform(size=5_000))
-        assert certificate.pareto_k(log_w) < 0.2
+        tail = certificate.pareto_k(np.log1p(spread * np.random.default_rng(seed).uniform(size=5_000)))
+        assert tail is None or tail < 0.2
+    assert spread <= certificate.RESOLUTION or tail is not None
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+@pytest.mark.parametrize("count", [500, 2_000])
+def test_a_few_values_are_no_tail_also_beneath_the_rounding_of_float32(count, noise):
+    """Weights 1 (98 %) and 4 (2 %), and four levels of them: bounded, their means known to a few percent."""
+    rng = np.random.default_rng(0)
+    for levels, shares in (((1.0, 4.0), (0.98, 0.02)), ((0.5, 1.0, 2.0, 4.0), (0.3, 0.5, 0.17, 0.03))):
+        gap = np.log(rng.choice(levels, p=shares, size=count)) + noise * rng.normal(size=count)
+        found = certificate.certify(gap, certificate.exact(np.log(np.dot(levels, shares)), "enumeration"))
+        assert found.pareto_k is None and found.verdict == "consistent"
+
+
+def test_one_weight_that_outweighs_all_others_is_unreliable():
+    """No tail can be fitted to it: the interval says it."""
+    found = certificate.certify(np.append(np.full(500, -30.0), 0.0))
+    assert found.pareto_k is None and found.verdict == "unreliable"
 
 
 def test_pareto_k_needs_a_tail():
     assert certificate.pareto_k(np.zeros(1000)) is None
-    assert certificate.pareto_k(normal_gaps(1.0, 20)) is None
+    assert certificate.pareto_k(normal_gaps(1.0, certificate.MIN_PATHS - 1)) is None
 
 
 # Verdicts
@@ -143,7 +161,9 @@ def test_uneven_weights_ask_for_reweighting():
     "gap, reference",
     [
         pytest.param(-0.95 * np.log(np.random.default_rng(0).uniform(size=20_000)), None, id="heavy tail"),
-        pytest.param(normal_gaps(1.5, 40), None, id="too few paths"),
+        pytest.param(normal_gaps(1.5, 40), None, id="a wide interval"),
+        pytest.param([0.0, 0.1], certificate.exact(0.05, ""), id="two paths"),
+        pytest.param(np.zeros(certificate.MIN_PATHS - 1), certificate.exact(0.0, ""), id="too few paths for a tail"),
         pytest.param(normal_gaps(0.1), certificate.Estimate(0.1, (-0.3, 0.5), ""), id="a vague reference"),
         pytest.param(normal_gaps(0.1), certificate.exact(-1.0, ""), id="a reference that found less"),
     ],
@@ -153,8 +173,8 @@ def test_unreliable(gap, reference):
 
 
 def test_the_tail_of_weights_that_are_even_does_not_matter():
-    """Excesses of a millionth with a tail index of 0.95: heavy only under the microscope."""
-    weights = 1.0 + 1e-6 * np.random.default_rng(0).uniform(size=20_000) ** -0.95
+    """Excesses of a ten-thousandth with a tail index of 0.95: heavy only under the microscope."""
+    weights = 1.0 + 1e-4 * np.random.default_rng(0).uniform(size=20_000) ** -0.95
     found = certificate.certify(np.log(weights), certificate.exact(np.log(weights.mean()), ""))
     assert found.pareto_k > 0.7 and found.verdict == "consistent"
 
@@ -175,9 +195,9 @@ def test_every_verdict_is_explained_and_the_certificate_is_json():
 @pytest.mark.parametrize(
     "gap, message",
     [
-        (np.zeros(1), r"at least 2 paths, got shape \(1,\)"),
+        (np.zeros(1), r"gap must hold at least 2 numbers, got shape \(1,\)"),
         (np.zeros((4, 2)), r"gap must have shape \(N,\), got \(4, 2\)"),
-        (np.asarray([0.0, np.nan, -np.inf]), "2 of 3 log-weights in gap are not finite"),
+        (np.asarray([0.0, np.nan, -np.inf]), "2 of 3 numbers in gap are not finite"),
     ],
 )
 def test_weights_that_cannot_be_certified(gap, message):
@@ -189,13 +209,69 @@ def test_weights_that_cannot_be_certified(gap, message):
     "exact_gap, message",
     [
         (np.zeros((4, 1)), r"exact_gap must have shape \(M,\), got \(4, 1\)"),
-        (np.zeros(0), r"at least 1 path, got shape \(0,\)"),
-        (np.asarray([0.0, np.nan]), "1 of 2 log-weights in exact_gap are not finite"),
+        (np.zeros(0), r"exact_gap must hold at least 1 number, got shape \(0,\)"),
+        (np.asarray([0.0, np.nan]), "1 of 2 numbers in exact_gap are not finite"),
     ],
 )
 def test_exact_paths_that_cannot_bound(exact_gap, message):
     with pytest.raises(ValueError, match=message):
         certificate.certify(normal_gaps(0.1), exact_gap=exact_gap)
+
+
+@pytest.mark.parametrize(
+    "log_reward, message",
+    [
+        ([], r"log_reward must hold at least 2 numbers, got shape \(0,\)"),
+        ([0.7], r"log_reward must hold at least 2 numbers, got shape \(1,\)"),
+        ([0.3, np.nan, np.inf], "2 of 3 numbers in log_reward are not finite"),
+        ([-np.inf] * 4, "All 4 numbers in log_reward are -inf: no weight is left"),
+    ],
+)
+def test_prior_samples_that_are_no_reference(log_reward, message):
+    with pytest.raises(ValueError, match=message):
+        certificate.from_prior(log_reward)
+
+
+def test_some_prior_samples_may_violate_a_hard_constraint():
+    assert certificate.from_prior([0.0, -np.inf, 0.0, -np.inf]).log_z == pytest.approx(np.log(0.5))
+
+
+@pytest.mark.parametrize("log_z", [np.nan, np.inf, -np.inf])
+def test_a_reference_that_is_no_number(log_z):
+    with pytest.raises(ValueError, match=f"finite log Z, got {log_z}"):
+        certificate.exact(log_z, "closed form")
+    for reference in (
+        certificate.Estimate(log_z, (0.0, 1.0), "mine"),
+        certificate.Estimate(0.0, (0.0, log_z), "mine"),
+    ):
+        with pytest.raises(ValueError, match=f"its interval must be finite, got .*{log_z}.*mine"):
+            certificate.certify(normal_gaps(0.1), reference)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_cannot_be_resampled(bad):
+    x = jnp.arange(5.0)[:, None]
+    with pytest.raises(ValueError, match="1 of 5 numbers in gap are not finite"):
+        certificate.importance_resample(jax.random.key(0), x, np.asarray([0.0, 0.0, bad, 0.0, 0.0]), 6)
+    with pytest.raises(ValueError, match="All 5 numbers in gap are -inf"):
+        certificate.importance_resample(jax.random.key(0), x, np.full(5, -np.inf), 6)
+    only, ess = certificate.importance_resample(jax.random.key(0), x, np.where(np.arange(5) == 3, 0.0, -np.inf), 6)
+    np.testing.assert_array_equal(only, np.full((6, 1), 3.0))
+    assert ess == pytest.approx(0.2)
+
+
+def test_effective_sample_size_is_of_one_axis():
+    with pytest.raises(ValueError, match=r"log_w must have shape \(N,\), got \(4, 3\)"):
+        certificate.effective_sample_size(np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="at least 1 number"):
+        certificate.effective_sample_size([])
+
+
+def test_start_excess_needs_pairs():
+    with pytest.raises(ValueError, match=r"log_reward must hold at least 2 numbers, got shape \(1,\)"):
+        certificate.start_excess([0.0], [0.0])
+    with pytest.raises(ValueError, match="1 of 2 numbers in log_reward_again are not finite"):
+        certificate.start_excess([0.0, 0.0], [0.0, np.nan])
 
 
 def test_rewards_of_another_shape_are_errors():

@@ -171,6 +171,8 @@ def test_the_average_of_certificates():
     assert np.sqrt(np.sum(half**2)) / 2 < (high - low) / 2 < half.max()
     unknown = certificate.average([*each, certificate.certify(gaps[0])])
     assert unknown.log_z_reference is None and unknown.verdict == "coverage_unchecked"
+    few = [certificate.certify(np.full(24, z), certificate.exact(z, "closed form")) for z in (1.0, -2.0)]
+    assert certificate.average(few).num_paths == 48 and certificate.average(few).verdict == "unreliable"
     with pytest.raises(ValueError, match="at least one certificate"):
         certificate.average([])
 

@@ -31,6 +31,12 @@ def test_frechet_of_known_normals(other, expected):
     np.testing.assert_allclose(distances.frechet(y, x), expected, atol=1e-6)
 
 
+def test_frechet_of_one_feature_is_that_of_two_normals():
+    x, y = np.random.default_rng(0).normal([[0.0], [1.0]], [[1.0], [3.0]], size=(2, 50))[..., None]
+    expected = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
+    np.testing.assert_allclose(distances.frechet(x, y), expected, rtol=1e-6)
+
+
 def test_frechet_of_covariances_that_do_not_commute():
     """tr sqrt(A B) from the eigenvalues of the unsymmetric product A B, which are real and positive."""
     a, b = np.asarray([[2.0, 1.0], [1.0, 2.0]]), np.asarray([[1.0, 0.0], [0.0, 5.0]])
@@ -68,6 +74,11 @@ def test_total_variation_by_hand():
     assert distances.total_variation([0.5, 0.5, 0.0], [0.0, 0.5, 0.5]) == 0.5
     assert distances.total_variation([1.0, 0.0], [0.0, 1.0]) == 1.0
     assert distances.total_variation([0.3, 0.7], [0.3, 0.7]) == 0.0
+
+
+def test_total_variation_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match=r"q must have shape \(3,\), got \(1,\)"):
+        distances.total_variation(np.full(3, 1 / 3), np.ones(1))
 
 
 def test_diversity_of_known_features():

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from oracles import assert_moments
 
-from rtbjax.kernels import Categorical, Gaussian
+from rtbjax.kernels import Categorical, Gaussian, Reveal
 
 
 def keys(count, seed=1):
@@ -177,6 +177,23 @@ def test_a_token_impossible_under_both_laws_contributes_nothing_to_their_ratio()
     assert law.log_ratio(possible, x) == -np.inf and possible.log_ratio(law, x) == np.inf
     gradient = jax.grad(lambda lp: jnp.sum(law.log_ratio(Categorical(lp), x)))(both.log_probs)
     np.testing.assert_array_equal(gradient, [[[0.0, 0.0, 0.0], [0.0, 0.0, -1.0]]])
+
+
+def test_a_reveal_impossible_under_both_laws_contributes_nothing_to_their_ratio():
+    """A token that neither can tell, and two reveals in a step of one."""
+    x = jnp.full((1, 2), 3, jnp.int32)
+    law = Reveal(jnp.log(jnp.asarray([[[0.5, 0.5, 0.0]] * 2])), x)
+    other = Reveal(jnp.log(jnp.asarray([[[0.2, 0.8, 0.0]] * 2])), x)
+    anything = Reveal(jnp.full((1, 2, 3), -np.log(3.0), jnp.float32), x)
+    for impossible in ([[2, 3]], [[0, 1]]):
+        after = jnp.asarray(impossible, jnp.int32)
+        assert law.log_prob(after) == other.log_prob(after) == -np.inf
+        assert law.log_ratio(other, after) == 0.0
+        gradient = jax.grad(lambda lp, after=after: jnp.sum(law.log_ratio(Reveal(lp, x), after)))(other.log_probs)
+        np.testing.assert_array_equal(gradient, np.zeros((1, 2, 3)))
+    np.testing.assert_allclose(law.log_ratio(other, jnp.asarray([[0, 3]])), [np.log(2.5)], rtol=1e-6)
+    told = jnp.asarray([[2, 3]], jnp.int32)
+    assert law.log_ratio(anything, told) == -np.inf and anything.log_ratio(law, told) == np.inf
 
 
 def test_widened_categorical_is_flatter_and_keeps_the_impossible_impossible():

@@ -101,6 +101,24 @@ def test_a_full_copy_is_not_the_prior_itself():
     jax.tree.map(np.testing.assert_array_equal, copy.params, PRIOR.params)
 
 
+def test_a_function_among_the_parameters_cannot_be_trained_in_full():
+    module = eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="activation is a function: keep the arrays alone"):
+        parametrise.full_copy(Policy(module, lambda module, x, t, cond: jax.vmap(module)(x)))
+
+
+@pytest.mark.parametrize("again", [parametrise.full_copy, lambda base: parametrise.lora(jax.random.key(1), base, 1)])
+def test_a_policy_that_looks_at_the_prior_still_does_when_it_is_trained_anew(again):
+    params = {"kernel": jax.random.normal(jax.random.key(0), (2, 2))}
+    base = parametrise.correction(params, lambda params, x, t, cond, seen: seen @ params["kernel"])
+    chain = LinearGaussian(num_steps=3)
+    first, second = (
+        rollout(jax.random.key(0), chain.process, chain.prior, policy, shape=(4, 2)) for policy in (base, again(base))
+    )
+    assert np.abs(first.log_ratio).max() > 0.01
+    np.testing.assert_allclose(second.log_ratio, first.log_ratio, rtol=1e-6)
+
+
 def test_langevin_adds_the_scaled_gradient_of_log_r():
     """Of log r = -|x|^2 / 2 that is -x, clipped at 1.5 per entry; the scale may depend on time."""
     policy = parametrise.langevin(

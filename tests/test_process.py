@@ -7,6 +7,8 @@ import pytest
 from oracles import GaussianData, assert_moments
 
 from rtbjax.process import normal, sde, vp
+from rtbjax.process.absorbing import absorbing, one_by_one
+from rtbjax.process.autoregressive import left_to_right
 from rtbjax.schedules import geometric_sigma, linear_alpha_bar, respace
 from rtbjax.trajectory import noise, rollout
 from rtbjax.types import LearnedStd, Steered
@@ -257,6 +259,10 @@ def test_what_the_network_is_told():
         (lambda: vp.ddpm(SHORT, variance="learned"), "'fixed_large', 'fixed_small'.*got 'learned'"),
         (lambda: vp.ddpm(SHORT, min_std=0.0), "min_std must be positive.*got 0.0"),
         (lambda: vp.ddim(SHORT, min_std=-1.0), "min_std must be positive.*got -1.0"),
+        (lambda: vp.ddpm(SHORT, min_std=np.nan), "min_std must be positive.*got nan"),
+        (lambda: vp.ddpm(SHORT, clip_x0=-1.0), "clip_x0 must be positive.*got -1.0"),
+        (lambda: vp.ddim(SHORT, clip_x0=np.nan), "clip_x0 must be positive.*got nan"),
+        (lambda: vp.ddim(SHORT, eta=np.nan), r"\[0, 1\], got nan"),
         (lambda: vp.ddim(SHORT, eta=1.5), r"\[0, 1\], got 1.5"),
         (lambda: vp.ddim(SHORT, eta=-0.1), r"\[0, 1\], got -0.1"),
         (lambda: sde.variance_exploding(np.asarray([1.0, 2.0, 0.0])), "fall strictly and end in 0"),
@@ -268,6 +274,14 @@ def test_what_the_network_is_told():
         (lambda: sde.variance_exploding(geometric_sigma(3, 2.0, 1.0), min_std=0.0), "min_std must be positive"),
         (lambda: sde.brownian_bridge(0), "num_steps must be >= 1.*got 0"),
         (lambda: sde.brownian_bridge(5, 0.0), "diffusion > 0, got 5 and 0.0"),
+        (lambda: sde.brownian_bridge(5, np.nan), "diffusion > 0, got 5 and nan"),
+        (lambda: sde.variance_exploding(np.asarray([3.0, np.nan, 0.0])), "fall strictly and end in 0"),
+        (lambda: sde.variance_exploding(np.asarray([0.0])), "at least 2 that fall"),
+        (lambda: sde.variance_exploding(geometric_sigma(3, 2.0, 1.0), min_std=np.nan), "min_std must be positive"),
+        (lambda: absorbing(np.asarray([0.0]), 3), "mask_rate must fall strictly"),
+        (lambda: absorbing(np.asarray([1.0, np.nan, 0.0]), 3), "mask_rate must fall strictly"),
+        (lambda: one_by_one(0, 3), "length must be at least 1, got 0"),
+        (lambda: left_to_right(0, 3), "length must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_say_what_is_allowed(make, message):

@@ -125,6 +125,24 @@ def test_a_batch_whose_samples_fail_by_turns_comes_together():
     np.testing.assert_array_equal(answer, [0.0, 1.0, 2.0, 3.0])
 
 
+def test_above_its_bound_it_is_not_asked_again_whatever_the_other_samples_are():
+    calls = []
+
+    def reward(x, cond):
+        calls.append(1)
+        return np.asarray([np.nan, 5.0, 0.0, 0.0])
+
+    with pytest.raises(RewardError, match=r"5\.0000 for sample 1, above its declared bound"):
+        evaluate(reward, X, retries=5, retry_seconds=0.0, log_bound=1.0)
+    assert len(calls) == 1
+
+
+def test_an_empty_batch_and_a_negative_number_of_retries():
+    assert evaluate(returning([]), X[:0], log_bound=1.0).shape == (0,)
+    with pytest.raises(ValueError, match="retries must be at least 0, got -1"):
+        evaluate(returning([0.0] * 4), X, retries=-1)
+
+
 def test_above_its_bound_it_is_not_asked_again():
     asked = []
 

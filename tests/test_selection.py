@@ -12,6 +12,7 @@ from configs.gmm import get_config
 from experiments import evaluate, exact, selection
 from experiments.domains.base import Conditions
 from experiments.errors import ConfigError
+from rtbjax.certificate import Estimate
 from rtbjax.sharding import data_mesh
 
 CHAIN = LinearGaussian(num_steps=5)
@@ -62,8 +63,7 @@ def test_selected_samples_have_no_certificate_and_say_why(sampler, tmp_path):
     known = exact.draw(one, here, MESH)
     found = evaluate.evaluate(one, here, CHAIN.exact, known, tmp_path, MESH)
     training = {"seconds": {"total": 1.0}, "skipped": 0}
-    evaluate.summarise(one, here, found, training, tmp_path)
-    written = json.loads((tmp_path / "summary.json").read_text())
+    written = json.loads(json.dumps(evaluate.summarise(one, here, found, training)))
     certificate = written["certificate"]
     for name in ("elbo", "eubo", "ess", "pareto_k", "path_kl", "path_kl_lower", "num_paths", "verdict"):
         assert certificate[name] is None, name
@@ -78,6 +78,13 @@ def test_selected_samples_have_no_certificate_and_say_why(sampler, tmp_path):
     assert written["seconds"].keys() == {"total", "sample", "prior_sample"}
     with np.load(tmp_path / "samples.npz") as file:
         assert "log_weight" not in file and file["x"].shape == (900, 2)
+
+
+def test_a_single_particle_system_has_no_interval():
+    reference = exact.Exact(np.zeros((1, 0, 2)), (Estimate(1.0, (0.9, 1.1), "prior"),))
+    alone = selection.Selected(np.zeros((4, 2)), np.zeros(4), np.asarray([0.7]), 1.0)
+    found = evaluate.uncertified(alone, reference, "why")
+    assert found["log_z_is"] == 0.7 and found["log_z_is_ci"] is None and found["log_z_reference"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def config(tmp_path):
         (dict(behaviour__accepted=0.8), "sum to at most 1, got accepted=0.8, noised=0.25"),
         (dict(behaviour__replay=-0.1), "behaviour.replay must be at least 0"),
         (dict(eval__num_samples=1), "eval.num_samples must be at least 2"),
+        (dict(eval__batch_size=1), "eval.batch_size must be at least 2"),
         (dict(eval__exact_samples=1), "eval.exact_samples must be at least 2"),
         (dict(steer__learning_rate=0.0), "steer.learning_rate must be positive"),
         (dict(steer__strength=0.0), "steer.strength must be positive"),

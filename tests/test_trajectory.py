@@ -8,8 +8,9 @@ from oracles import LinearGaussian, TabularMasked
 
 import rtbjax
 from rtbjax import posterior as parametrise
+from rtbjax.objective import path_log_ratio
 from rtbjax.process import sde
-from rtbjax.process.absorbing import absorbing
+from rtbjax.process.absorbing import absorbing, one_by_one
 from rtbjax.schedules import linear_mask_rate
 from rtbjax.trajectory import log_prob, noise, rescore, rollout, score
 from rtbjax.types import Policy
@@ -178,6 +179,57 @@ def test_a_given_start_is_the_path_start_and_nothing_else_changes(case):
     assert np.any(np.asarray(other.xs[-1]) != np.asarray(paths.xs[-1]))
 
 
+@pytest.mark.parametrize(
+    "process", [absorbing(linear_mask_rate(4), 3), one_by_one(2, 3)], ids=["absorbing", "one by one"]
+)
+def test_a_step_impossible_under_both_policies_contributes_nothing_however_it_is_scored(process):
+    """Data with a token that neither can write."""
+
+    def unconditional(p):
+        return Policy(jnp.log(jnp.asarray(p)), lambda params, x, t, cond: jnp.broadcast_to(params, (*x.shape, 3)))
+
+    prior, posterior = unconditional([0.5, 0.5, 0.0]), unconditional([0.2, 0.8, 0.0])
+
+    @jax.jit
+    def run(key):
+        xs = noise(key, process, jnp.asarray([[2, 0]], jnp.int32))
+        scored = score(process, prior, xs, posterior=posterior)
+        return scored, rescore(process, posterior, scored._replace(log_ratio=None))
+
+    scored, rescored = run(jax.random.key(0))
+    assert jnp.sum(scored.log_prior) == -np.inf
+    for paths in (scored, rescored):
+        np.testing.assert_allclose(jnp.sum(paths.log_ratio), np.log(2.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [5, 7])
+def test_a_path_of_another_length_is_refused(case, steps):
+    process, prior, posterior, paths = case
+    other = paths._replace(xs=jnp.resize(paths.xs, (steps + 1, *paths.xs.shape[1:])))
+    message = rf"A path of 6 steps has 7 states, got {steps + 1}"
+    for use in (
+        lambda: log_prob(process, prior, other.xs),
+        lambda: score(process, prior, other.xs, posterior=posterior),
+        lambda: rescore(process, posterior, other),
+        lambda: path_log_ratio(posterior.params, other, process=process, apply_fn=posterior.apply_fn),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+def test_features_that_do_not_fit_the_policy_are_refused():
+    process, prior, looking = with_features()
+    alone = rollout(jax.random.key(0), process, prior, shape=(4, 2))._replace(log_reward=jnp.zeros(4))
+    with pytest.raises(ValueError, match="the paths carry none"):
+        rescore(process, looking, alone)
+    with pytest.raises(ValueError, match="the paths carry none"):
+        rtbjax.loss({"policy": looking.params}, alone, process=process, apply_fn=looking.apply_fn)
+    seen = rollout(jax.random.key(0), process, prior, looking, shape=(4, 2))._replace(log_reward=jnp.zeros(4))
+    for copy in (prior, parametrise.full_copy(prior)):
+        with pytest.raises(ValueError, match="takes no features, and the paths carry those of another"):
+            rescore(process, copy, seen)
+
+
 def test_the_prior_runs_once_per_step():
     process, prior, posterior = with_features()
     calls = []
@@ -210,3 +262,6 @@ def test_errors_name_what_is_allowed():
         log_prob(process, prior, xs, chunk=0)
     with pytest.raises(ValueError, match="the paths carry none"):
         rtbjax.log_prob(process, posterior, xs)
+    for widen in (-1.0, np.nan):
+        with pytest.raises(ValueError, match=f"widen must be at least 0, got {widen}"):
+            rollout(jax.random.key(0), process, prior, shape=(2, 2), widen=widen)

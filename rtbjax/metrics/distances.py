@@ -5,9 +5,17 @@ import scipy.linalg
 import scipy.spatial
 from jaxtyping import Float
 
+from rtbjax.types import check_shape
+
 
 def total_variation(p: Float[np.ndarray, " K"], q: Float[np.ndarray, " K"]) -> float:
-    """Half the L1 distance of two probability vectors, in [0, 1]."""
+    """Half the L1 distance of two probability vectors, in [0, 1].
+
+    Raises:
+      ValueError: vectors of different lengths.
+    """
+    check_shape("p", p, ("K",))
+    check_shape("q", q, np.shape(p))
     return 0.5 * float(np.abs(np.asarray(p) - np.asarray(q)).sum())
 
 
@@ -37,7 +45,7 @@ def frechet(x: Float[np.ndarray, "N d"], y: Float[np.ndarray, "M d"]) -> float:
     if min(len(x), len(y)) < 2:
         raise ValueError(f"A Fréchet distance needs at least 2 samples of each kind, got {len(x)} and {len(y)}.")
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    cov_x, cov_y = (np.atleast_2d(np.cov(a, rowvar=False)) for a in (x, y))
     # tr sqrt(A B) from the eigenvalues of A^(1/2) B A^(1/2): symmetric, so real, whatever the rank.
     values, vectors = scipy.linalg.eigh(cov_x)
     root = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T

@@ -64,6 +64,12 @@ def gaussian(output: Any, mean: Array, std: Array) -> Gaussian:
     return Gaussian(mean + std**2 * score, std)
 
 
+def check_min_std(min_std: float) -> None:
+    """Raises a ValueError unless it is positive, which NaN is not."""
+    if not min_std > 0.0:
+        raise ValueError(f"min_std must be positive (a zero std has no density), got {min_std}.")
+
+
 def normal(keys: PRNGKey, event_shape: tuple[int, ...]) -> Array:
     """Standard normals ``f32[B, E*]``, one key per sample."""
     return jax.vmap(lambda k: jax.random.normal(k, event_shape, jnp.float32))(keys)

@@ -40,7 +40,8 @@ def absorbing(
     Raises:
       ValueError: rates that do not fall from at most 1 to 0, or an unknown head.
     """
-    if np.any(np.diff(mask_rate) >= 0) or mask_rate[0] > 1.0 or mask_rate[-1] != 0.0:
+    falls = len(mask_rate) > 1 and np.all(np.diff(mask_rate) < 0)
+    if not falls or mask_rate[0] > 1.0 or mask_rate[-1] != 0.0:
         raise ValueError(f"mask_rate must fall strictly from at most 1 to 0, got {np.round(mask_rate, 4)}.")
     if head not in ("mdlm", "sedd"):
         raise ValueError(f"head must be 'mdlm' or 'sedd', got {head!r}.")
@@ -132,7 +133,12 @@ def one_by_one(length: int, vocab_size: int) -> Process:
       length: L, all of which are masked at first.
       vocab_size: V, the number of real tokens; the network outputs ``[B, L, V]``, logits or log scores of either head
         of `absorbing`, and is told the share of masked tokens.
+
+    Raises:
+      ValueError: ``length`` below 1.
     """
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}.")
 
     def count(i):
         """Masked tokens of ``xs[i]``."""

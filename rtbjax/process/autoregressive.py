@@ -21,7 +21,12 @@ def left_to_right(length: int, vocab_size: int) -> Process:
       length: L.
       vocab_size: V, the number of tokens; the network outputs ``[B, V]``, logits of the next token (-inf where it
         cannot be), and is told the share that is not yet written.
+
+    Raises:
+      ValueError: ``length`` below 1.
     """
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}.")
 
     def certain(x: Array) -> Float[Array, "B L W"]:
         """Log-probabilities of being x, over V tokens and the mask."""

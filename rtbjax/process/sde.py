@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rtbjax.kernels import Gaussian
-from rtbjax.process import Process, gaussian, normal, split_output
+from rtbjax.process import Process, check_min_std, gaussian, normal, split_output
 
 
 def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_std: float = 1e-2) -> Process:
@@ -16,14 +16,13 @@ def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_s
       min_std: no step's standard deviation is below this.
 
     Raises:
-      ValueError: levels that do not fall, an unknown prediction, or ``min_std`` not positive.
+      ValueError: fewer than 2 levels, or such as do not fall, an unknown prediction, or ``min_std`` not positive.
     """
-    if np.any(np.diff(sigmas) >= 0) or sigmas[-1] != 0.0:
-        raise ValueError(f"sigmas must fall strictly and end in 0, got {np.round(sigmas, 4)}.")
+    if len(sigmas) < 2 or not np.all(np.diff(sigmas) < 0) or sigmas[-1] != 0.0:
+        raise ValueError(f"sigmas must be at least 2 that fall strictly and end in 0, got {np.round(sigmas, 4)}.")
     if prediction not in ("epsilon", "sample"):
         raise ValueError(f"prediction must be 'epsilon' or 'sample', got {prediction!r}.")
-    if min_std <= 0.0:
-        raise ValueError(f"min_std must be positive (a zero std has no density), got {min_std}.")
+    check_min_std(min_std)
     now, after = sigmas[:-1], sigmas[1:]
     sigma = jnp.asarray(sigmas, jnp.float32)
     shrink = jnp.asarray(after**2 / now**2, jnp.float32)
@@ -60,7 +59,7 @@ def brownian_bridge(num_steps: int = 100, diffusion: float = 5.0) -> Process:
     Raises:
       ValueError: ``num_steps`` below 1 or ``diffusion`` not positive.
     """
-    if num_steps < 1 or diffusion <= 0.0:
+    if num_steps < 1 or not diffusion > 0.0:
         raise ValueError(f"num_steps must be >= 1 and diffusion > 0, got {num_steps} and {diffusion}.")
     dt = 1.0 / num_steps
     std = jnp.float32((diffusion * dt) ** 0.5)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from rtbjax.kernels import Gaussian
-from rtbjax.process import Process, gaussian, normal, split_output
+from rtbjax.process import Process, check_min_std, gaussian, normal, split_output
 from rtbjax.schedules import Respaced
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -40,7 +40,7 @@ def ddpm(
       min_std: no step's standard deviation is below this; log Z depends on it.
 
     Raises:
-      ValueError: an unknown prediction or variance, or ``min_std`` not positive.
+      ValueError: an unknown prediction or variance, or ``clip_x0`` or ``min_std`` not positive.
     """
     if variance not in _VARIANCES:
         raise ValueError(f"variance must be one of {_VARIANCES}, got {variance!r}.")
@@ -63,7 +63,7 @@ def ddim(
     removes (see `rtbjax.certificate.start_excess`).
 
     Raises:
-      ValueError: ``eta`` outside [0, 1], an unknown prediction, or ``min_std`` not positive.
+      ValueError: ``eta`` outside [0, 1], an unknown prediction, or ``clip_x0`` or ``min_std`` not positive.
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}.")
@@ -75,8 +75,9 @@ def _vp(
 ) -> Process:
     if prediction not in _PREDICTIONS:
         raise ValueError(f"prediction must be one of {_PREDICTIONS}, got {prediction!r}.")
-    if min_std <= 0.0:
-        raise ValueError(f"min_std must be positive (a zero std has no density), got {min_std}.")
+    check_min_std(min_std)
+    if clip_x0 is not None and not clip_x0 > 0.0:
+        raise ValueError(f"clip_x0 must be positive, or None for no clipping, got {clip_x0}.")
     a, a_next = schedule.alpha_bar[:-1], schedule.alpha_bar[1:]
     sigma = eta * np.sqrt((1.0 - a_next) / (1.0 - a)) * np.sqrt(1.0 - a / a_next)
 

@@ -59,7 +59,7 @@ def base() -> ConfigDict:
     config.objective.beta = 1.0
     config.objective.beta_warmup = 0  # Steps over which the exponent of r rises linearly to beta.
     config.objective.grad_steps = config_dict.placeholder(int)  # None: all steps carry the gradient.
-    config.objective.chunk = 1  # Steps per network call in the gradient.
+    config.objective.chunk = 1  # Steps per network call in the gradient: more of them for an accelerator, not on CPU.
     config.objective.cutoff = 0.0
     config.objective.alpha = 0.0  # Of reinforce_reward's squared log-ratio, dpok's KL.
 

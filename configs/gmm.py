@@ -29,7 +29,6 @@ def get_config(variant: str = ""):
     config.behaviour.widen = 0.5
     config.behaviour.widen_hold = 200
     config.behaviour.widen_until = 1400
-    config.objective.chunk = 10
     config.pretrain.batch_size = 2048
     config.pretrain.learning_rate = 2e-3
     if variant == "learned_variance":

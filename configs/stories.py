@@ -22,8 +22,7 @@ chain has as many steps as its longest middle has tokens (a run with another num
     D="--config.data.path=stories.csv --config.data.test_stories=100 --config.process.num_steps=24"
     python experiments/run.py --config=configs/stories.py $D --mode=pretrain
     python experiments/run.py --config=configs/stories.py:reward $D --mode=pretrain
-    python experiments/run.py --config=configs/stories.py $D --config.objective.chunk=1 --config.prior.weights=... \
-        --config.reward.weights=...
+    python experiments/run.py --config=configs/stories.py $D --config.prior.weights=... --config.reward.weights=...
 
 Expected: verdict consistent, path-KL below 0.1 nats, ESS about 90 %; see docs/results/stories.md.
 """
@@ -56,7 +55,6 @@ def get_config(variant: str = ""):
     # fine-tuning of the reward's language model, which then is the prior too.
     config.process.reveals = "one_by_one"
     config.process.num_steps = 8
-    config.objective.chunk = 8
     config.objective.group = 8
     config.train.steps = 400
     config.train.batch_size = 8 * 8

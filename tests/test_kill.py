@@ -21,7 +21,6 @@ GMM = (
     "--config.process.num_steps=4",
     "--config.train.steps=400",
     "--config.train.batch_size=16",
-    "--config.objective.chunk=1",
     "--config.log.every=1",
     "--config.checkpoint.every=4",
     "--config.behaviour.capacity=64",

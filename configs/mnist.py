@@ -16,7 +16,7 @@ The three networks are shipped. Each is made anew (on --config.data.path=digits.
 
 Cost of the table on two free cores, per class and seed: RTB 13 minutes (measured); RTB from the prior, REINFORCE, DPOK
 and DDPO 160 steps of 4 s (a step of RTB, measured) and evaluation, 12 minutes each; the six others and SMC with RTB
-about 2 minutes each, from the 39 to 70 CPU seconds that runs with 200 of the 750 samples took; 75 minutes in all. Hence
+about 2 minutes each, from the 20 to 70 CPU seconds that runs with 200 of the 750 samples took; 75 minutes in all. Hence
 38 hours for ten classes and three seeds, exact sets of 4 minutes a class included. Less of it by
 
     --config.table.labels="('7',)" --config.table.seeds="(0,)" --config.table.methods="('rtb', 'dpok')"

@@ -237,7 +237,7 @@ def markdown(titles: dict[str, str], means: dict, rows: dict, published: dict) -
     for name, found in means.items():
         theirs = published["rows"].get(name, [""] * len(published["columns"]))
         lines.append("| " + " | ".join([titles[name], *map(shown, found.values()), *theirs]) + " |")
-    of = "; ".join(f"{titles[name]}: {sum(map(len, rows[name].values()))} runs" for name in means)
+    of = "runs: " + ", ".join(f"{titles[name]} {sum(map(len, rows[name].values()))}" for name in means)
     reasons = {
         titles[name]: row["reason"]
         for name in means

@@ -186,18 +186,16 @@ def test_a_small_table_of_real_runs(tmp_path):
     small = changed(
         mnist.get_config("table2_smoke"),
         devices=1,
-        steer__steps=1,
-        train__steps=1,
-        table__methods=("rtb", "smc_rtb", "loss_guidance"),
+        table__methods=("posterior_sampling", "smc"),
         eval__exact_cache=str(tmp_path / "exact"),
     )
     text = table.run(small, tmp_path / "w", run.execute, "train", run.prepare)
     found = json.loads((tmp_path / "w" / "table.json").read_text())["methods"]
-    assert list(found) == ["prior", "exact", "rtb", "smc_rtb", "loss_guidance"]
+    assert list(found) == ["prior", "exact", "posterior_sampling", "smc"]
     one = {name: values["cells"]["7"]["0"] for name, values in found.items()}
-    for name in ("smc_rtb", "loss_guidance"):  # Of the untrained posterior particles are picked by the shipped value.
+    for name in ("posterior_sampling", "smc"):
         assert one[name]["log_reward"] > one["prior"]["log_reward"]
-    assert one["loss_guidance"]["path_kl"] is not None and one["smc_rtb"]["log_z_error"] is not None
-    assert one["smc_rtb"]["path_kl"] is one["smc_rtb"]["ess"] is one["smc_rtb"]["verdict"] is None
-    assert one["smc_rtb"]["reason"] in text
+    assert one["posterior_sampling"]["path_kl"] is not None and one["smc"]["log_z_error"] is not None
+    assert one["smc"]["path_kl"] is one["smc"]["ess"] is one["smc"]["verdict"] is None
+    assert one["smc"]["reason"] in text
     assert (tmp_path / "w" / "samples-7.png").read_bytes().startswith(b"\x89PNG")

@@ -16,7 +16,7 @@ weights, which are shipped for that alone:
 
     python experiments/run.py --config=configs/cifar10.py:smoke
 
-Cost: see docs/results/cifar10.md. No posterior of the full-size networks has been measured.
+Neither network has been trained at this size, and no posterior of them has been measured: docs/results/cifar10.md
 """
 
 from configs.base import base, check_variant

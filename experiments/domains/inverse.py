@@ -78,9 +78,9 @@ def build(config: ConfigDict) -> Domain:
 def truths(config: ConfigDict, process: Process, prior: Policy, wanted: int) -> np.ndarray:
     """Samples of the prior, as many as may be measured; none where data are."""
     shape = images.shape(config)
-    if config.reward.truth != "prior" or config.reward.index < 0:
+    if config.reward.truth != "prior":
         return np.zeros((0, *shape), np.float32)
-    count = config.reward.index + wanted
+    count = max(config.reward.index, 0) + wanted
     roll = jax.jit(lambda key, prior: rollout(key, process, prior, shape=(count, *shape)).xs[-1])
     return np.asarray(roll(stream(config.seed, "truth"), prior))
 

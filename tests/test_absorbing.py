@@ -1,5 +1,6 @@
 """Masked chains small enough to enumerate every path."""
 
+import re
 from functools import partial
 
 import jax
@@ -12,7 +13,8 @@ import scipy.stats
 from oracles import TabularMasked, masked_paths
 
 import rtbjax
-from rtbjax.process.absorbing import absorbing
+from rtbjax.process.absorbing import absorbing, one_by_one
+from rtbjax.process.autoregressive import left_to_right
 from rtbjax.schedules import linear_mask_rate, loglinear_mask_rate
 from rtbjax.trajectory import log_prob, noise, rollout
 from rtbjax.types import LearnedStd, Policy, Steered
@@ -342,6 +344,20 @@ def test_an_output_that_changes_a_gaussian_step_is_refused(output):
     process = absorbing(linear_mask_rate(2), 2)
     with pytest.raises(TypeError, match=rf"takes logits \[B, L, V\]; {type(output).__name__} changes a Gaussian step"):
         process.reverse(output, jnp.asarray([[2]], jnp.int32), 0)
+
+
+MASKS = {
+    "absorbing": (absorbing(linear_mask_rate(2), 3), (4, 2, 3)),
+    "one by one": (one_by_one(2, 3), (4, 2, 3)),
+    "left to right": (left_to_right(2, 3), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("process, wanted", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("shape", [(1, 2, 3), (4, 1, 3), (4, 2, 4), (1, 3), (4, 1), ()])
+def test_logits_of_another_shape_are_refused_and_not_broadcast(process, wanted, shape):
+    with pytest.raises(ValueError, match=re.escape(f"The network's output must have shape {wanted}, got {shape}")):
+        process.reverse(jnp.zeros(shape), jnp.full((4, 2), 3, jnp.int32), jnp.int32(0))
 
 
 def test_the_network_is_told_the_mask_rate_and_its_best_guess_fills_the_masks():

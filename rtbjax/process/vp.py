@@ -92,7 +92,7 @@ def _vp(
     times = table(schedule.timesteps)
 
     def denoise(output, x, i):
-        value, _, _ = split_output(output)
+        value, _, _ = split_output(output, x)
         if prediction == "epsilon":
             x0 = (x - noise[i] * value) * inverse_signal[i]
         elif prediction == "sample":

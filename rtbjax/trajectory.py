@@ -55,14 +55,16 @@ def rollout(
       A `Trajectory` without ``log_reward``.
 
     Raises:
-      ValueError: ``start`` of another shape.
+      ValueError: ``start`` of another shape, or of another dtype than the process's states.
     """
-    if start is not None:
-        check_shape("start", start, shape)
     index = jnp.arange(shape[0]) if index is None else index
     keys = sample_keys(key, index)
     last = process.num_steps
-    x = process.init(_fold_step(keys, jnp.int32(last)), shape, cond) if start is None else start
+    if start is None:
+        x = process.init(_fold_step(keys, jnp.int32(last)), shape, cond)
+    else:
+        check_shape("start", start, shape)
+        x = _state("start", start, process, keys, cond)
     x = varying_like(x, index)
     # One buffer updated in place: stacking the states as scan outputs would copy them once more.
     xs = varying_like(jnp.zeros((last + 1, *x.shape), x.dtype), x).at[0].set(x)
@@ -92,9 +94,14 @@ def _laws(process, prior, posterior, look, x, i, cond):
 def noise(
     key: PRNGKey, process: Process, x0: Array, cond: Any = None, *, index: Int[Array, " B"] | None = None
 ) -> Array:
-    """Paths that end in given data, by the forward kernels: ``x0[B, E*]`` to ``xs[T + 1, B, E*]``."""
+    """Paths that end in given data, by the forward kernels: ``x0[B, E*]`` to ``xs[T + 1, B, E*]``.
+
+    Raises:
+      ValueError: ``x0`` of another dtype than the process's states.
+    """
     index = jnp.arange(x0.shape[0]) if index is None else index
     keys = sample_keys(key, index)
+    x0 = _state("x0", x0, process, keys, cond)
     last = process.num_steps
     xs = varying_like(jnp.zeros((last + 1, *x0.shape), x0.dtype), x0).at[last].set(x0)
 
@@ -105,6 +112,15 @@ def noise(
 
     (xs, _), _ = jax.lax.scan(step, (xs, x0), jnp.arange(last), reverse=True)
     return xs
+
+
+def _state(name: str, x: Array, process: Process, keys: PRNGKey, cond: Any) -> Array:
+    """An array that is handed in as a state, if it is of the dtype in which the process draws its own."""
+    x = jnp.asarray(x)
+    wanted = jax.eval_shape(lambda keys: process.init(keys, x.shape, cond), keys).dtype
+    if x.dtype != wanted:
+        raise ValueError(f"{name} must be {wanted}, as the states of this process are, got {x.dtype}.")
+    return x
 
 
 def score(

@@ -251,6 +251,12 @@ def test_what_the_network_is_told():
     np.testing.assert_allclose(times("brownian bridge"), [0.0, 5 / 6], rtol=1e-6)
 
 
+@pytest.mark.parametrize("make", [vp.ddpm, vp.ddim])
+def test_a_schedule_that_is_not_respaced_is_refused(make):
+    with pytest.raises(TypeError, match=r"respace\(alpha_bar, num_steps\), got ndarray"):
+        make(ALPHA_BAR)
+
+
 @every(NOISINGS)
 @pytest.mark.parametrize("shape", [(8, 1), (), (1, 2), (8, 3)])
 def test_an_output_of_another_shape_is_refused_and_not_broadcast(process, shape):

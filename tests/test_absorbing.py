@@ -311,7 +311,8 @@ def train(process, chain, prior, log_reward, conditions, updates=400, batch=256)
         shape, cond = (batch, chain.length), conditions(batch)
         paths = rollout(key, process, prior, Policy(params["policy"], chain.apply), shape=shape, cond=cond)
         paths = paths._replace(log_reward=log_reward[tuple(jnp.moveaxis(paths.xs[-1], -1, 0))])
-        objective = partial(rtbjax.loss, process=process, apply_fn=chain.apply, chunk=process.num_steps)
+        group = None if cond is None else batch
+        objective = partial(rtbjax.loss, process=process, apply_fn=chain.apply, group=group, chunk=process.num_steps)
         gradient, _ = jax.grad(objective, has_aux=True)(params, paths)
         with jax.numpy_dtype_promotion("standard"):
             change, opt_state = opt.update(gradient, opt_state)

@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
-from experiments import hosts
+from experiments import hosts, stopping
 from experiments.errors import UserError
 from experiments.weights import fingerprint
 
@@ -56,7 +56,7 @@ class Checkpoints:
             ) from error
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Writes the tree, every process its parts; complete on disk when this returns.
+        """Writes the tree, every process its parts; complete on disk when this returns, for which SIGTERM waits.
 
         Raises:
           CheckpointError: it cannot be written; those before it are still there.
@@ -64,7 +64,7 @@ class Checkpoints:
         # What lies on no mesh is the same on every host, and orbax takes it from the first as NumPy only.
         tree = jax.tree.map(lambda leaf: leaf if _on_mesh(leaf) else np.asarray(leaf), tree)
         try:
-            with _silent():
+            with stopping.deferred(), _silent():
                 saved = ocp.args.StandardSave({"tree": tree, "hash": _hash(tree)})
                 self._manager.save(step, args=ocp.args.Composite(**{ITEM: saved}))
                 self._manager.wait_until_finished()

@@ -9,7 +9,7 @@ rollout has already computed it. Pass 2 scans over chunks of steps and accumulat
 with T beyond the states themselves.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -115,6 +115,15 @@ def path_log_ratio(
     return attach(policy_params, (xs, cond, features), steps, jax.lax.stop_gradient(value))
 
 
+def check_params(params: Any) -> None:
+    """Raises a ValueError unless the policy's parameters are there under their name."""
+    if not isinstance(params, Mapping) or "policy" not in params:
+        found = f"a dictionary of {sorted(map(str, params))}" if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(
+            f'The parameters must be {{"policy": posterior.params}}, with "log_z" if it is learned, got {found}.'
+        )
+
+
 def loss(
     params: dict[str, Any],
     trajectory: Trajectory,
@@ -141,8 +150,9 @@ def loss(
       process: the chain.
       apply_fn: the posterior's denoiser, ``(params["policy"], x, t, cond) -> output``.
       log_z: ``"vargrad"``, ``"learned"`` or a function ``(params["log_z"], cond) -> f32[B]``.
-      group: VarGrad's groups of paths that share a condition: None for one, a size, an id in 0..B-1 per path, or a
-        function ``cond -> ids``. Over several devices ids must be such a function: conditions travel with their paths.
+      group: VarGrad's groups of paths that share a condition: a size, for neighbours, an id in 0..B-1 per path, or a
+        function ``cond -> ids``; None, for all, only without conditions. Over several devices ids must be such a
+        function: conditions travel with their paths.
       beta: the exponent of r.
       grad_steps: see `path_log_ratio`; the gradient of log Z is not rescaled.
       key: needed with ``grad_steps``.
@@ -154,9 +164,11 @@ def loss(
       The loss, ``f32[]``, and its `LossInfo`.
 
     Raises:
-      ValueError: no ``log_reward``, an array of another shape than `Trajectory` says, a VarGrad group of one path, a
+      ValueError: no ``"policy"`` among the parameters, no ``log_reward``, an array of another shape than `Trajectory`
+        says, a VarGrad group of one path, one of different conditions or none at all where there are conditions, a
         ``grad_steps`` or ``chunk`` out of range.
     """
+    check_params(params)
     if trajectory.log_reward is None:
         raise ValueError("The trajectory has no log_reward: set it with trajectory._replace(log_reward=...).")
     check_shape("log_reward", trajectory.log_reward, (trajectory.xs.shape[1],))

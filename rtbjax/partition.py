@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from rtbjax.types import AxisName, check_shape
 
@@ -39,10 +39,18 @@ def log_z_per_path(
       axis_name: the mesh axis or axes the batch is split over, under ``shard_map``.
 
     Raises:
-      ValueError: an unknown name, no ``log_z`` among the parameters, or one of another shape.
+      ValueError: an unknown name, no ``log_z`` among the parameters, or one of another shape; VarGrad with conditions
+        and no ``group``, or with one whose paths have different conditions (where these are not traced).
     """
     if log_z == "vargrad":
-        return group_mean(gap, group(cond) if callable(group) else group, axis_name)
+        if callable(group):
+            return group_mean(gap, group(cond), axis_name)
+        if group is None and cond is not None:
+            raise ValueError(
+                "VarGrad's mean is over paths that share a condition: with cond, say by group how many neighbours do, "
+                f"{gap.shape[0]} if all these paths do."
+            )
+        return group_mean(gap, group, axis_name, cond)
     if log_z != "learned" and not callable(log_z):
         raise ValueError(f"log_z must be 'vargrad', 'learned' or a function (params, cond) -> f32[B], got {log_z!r}.")
     if "log_z" not in params:
@@ -56,7 +64,10 @@ def log_z_per_path(
 
 
 def group_mean(
-    gap: Float[Array, " B"], group: int | Int[Array, " B"] | None = None, axis_name: AxisName | None = None
+    gap: Float[Array, " B"],
+    group: int | Int[Array, " B"] | None = None,
+    axis_name: AxisName | None = None,
+    cond: PyTree = None,
 ) -> Float[Array, " B"]:
     """VarGrad's log Z: the mean gap of the paths that share a condition (paper, eq. 23). Detached.
 
@@ -65,13 +76,15 @@ def group_mean(
       group: None for one group; k for consecutive groups of k paths; or an id in ``0..B-1`` per path of this shard (B
         global). Groups may span shards.
       axis_name: the mesh axis or axes the batch is split over.
+      cond: conditions of the paths, to check that those of a group are one; traced ones cannot be.
 
     Returns:
       ``f32[B]``. NaN for a path that is alone in its group, whose residual would be 0 whatever the posterior, and for
       one whose id is out of range, where only a traced value hides it until then.
 
     Raises:
-      ValueError: groups of one path, k does not divide B, an array that is not ``[B]``, or an id out of range.
+      ValueError: groups of one path or of different conditions, k does not divide B, an array that is not ``[B]``, or
+        an id out of range.
     """
     check_shape("gap", gap, gap.shape[:1])
     gap = jax.lax.stop_gradient(gap)
@@ -97,9 +110,26 @@ def group_mean(
     known = (ids >= 0) & (ids < total)
     if not isinstance(known, Tracer) and not known.all():
         raise ValueError(f"VarGrad's group ids must lie in 0..{total - 1} (B - 1), got {ids[jnp.argmin(known)]}.")
+    _check_shared(cond, ids)
     # Beyond the end, where a scatter drops it: a negative id would count from the end.
     ids = jnp.where(known, ids, total)
     counts = over_shards(jax.ops.segment_sum(jnp.ones_like(gap), ids, total))
     sums = over_shards(jax.ops.segment_sum(gap, ids, total))
     means = jnp.where(counts > 1, sums / jnp.maximum(counts, 1.0), jnp.nan)
     return means.at[ids].get(mode="fill", fill_value=jnp.nan)
+
+
+def _check_shared(cond: PyTree, ids: Int[Array, " B"]) -> None:
+    """Raises a ValueError if a group has different conditions; says nothing where one of its arguments is traced."""
+    leaves = jax.tree.leaves(cond)
+    if any(isinstance(array, Tracer) for array in (ids, *leaves)):
+        return
+    _, first, group = np.unique(np.asarray(ids), return_index=True, return_inverse=True)
+    for values in map(np.asarray, leaves):
+        shared = (values == values[first[group]]).reshape(len(values), -1).all(axis=1)
+        if not shared.all():
+            path = int(np.argmin(shared))
+            raise ValueError(
+                f"VarGrad's groups are of paths that share a condition, but that of path {path} is not that of path "
+                f"{first[group[path]]}, the first of its group."
+            )

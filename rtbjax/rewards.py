@@ -1,8 +1,9 @@
 """Rewards at the border: what a run may take from a possibly black-box r, and how rewards compose.
 
-A reward runs between two jitted halves, so it may be PyTorch, a simulator or a remote service. It receives and returns
-arrays on the host; a JAX reward may be jitted and is called the same way. A failed or non-finite reward is never
-silently a number.
+A reward runs between two jitted halves, so it may be PyTorch, a simulator or a remote service. It is handed the samples
+as they are: JAX arrays after a rollout, so that a jitted reward computes where they lie. One outside JAX begins with
+``np.array(x)``, a copy of its own, which PyTorch takes and which it may write to. A failed or non-finite reward is
+never silently a number.
 """
 
 import queue
@@ -36,27 +37,33 @@ def evaluate(
     """Asks a reward for ``log r`` of a batch and checks the answer.
 
     Args:
-      reward: ``(x, cond) -> log r``, ``f[B]``.
-      x: samples, ``[B, E*]``.
+      reward: ``(x, cond) -> log r``, ``f[B]``, in JAX or on the host.
+      x: samples, ``[B, E*]``; the reward gets this very array.
       cond: conditions.
       retries: how often to ask again after an exception, a time out, a wrong shape, or samples whose answer is not
         finite. It is always asked about the whole batch, and what it said of other samples before is kept.
       retry_seconds: pause before asking again.
       timeout: seconds to wait for an answer; None for ever. A reward that hangs is left behind in its thread.
       log_bound: declared bound on log r; None if there is none.
-      log_floor: stands in for ``-inf``, the log of a violated hard constraint; without it ``-inf`` is an error.
+      log_floor: the least log r there is: what is below counts as this much. First of all the ``-inf`` of a violated
+        hard constraint, which without it is an error.
 
     Returns:
       ``f32[B]``, finite.
 
     Raises:
-      RewardError: the last try failed too, or, at once, a value above its bound; the message names the first bad
-        sample.
+      RewardError: the last try failed too, or, at once, samples that are not finite, truth values in place of numbers,
+        or a value above its bound; the message names the first bad sample.
       ValueError: ``retries`` below 0.
     """
     if retries < 0:
         raise ValueError(f"retries must be at least 0, got {retries}.")
     batch = x.shape[0]
+    sound = np.isfinite(np.asarray(x)).reshape(batch, -1).all(axis=1)
+    if not sound.all():
+        raise RewardError(
+            f"Sample {np.argmin(sound)} of {batch} is not finite: that is the rollout's fault, and no reward was asked."
+        )
     known = np.full(batch, np.nan, np.float32)
     failure, cause = "", None
     for attempt in range(retries + 1):
@@ -67,12 +74,17 @@ def evaluate(
         except Exception as error:
             failure, cause = f"The reward raised {type(error).__name__}: {error}", error
             continue
+        if log_r.dtype == np.bool_:
+            raise RewardError(
+                "The reward returned truth values, not log r: np.where(allowed, 0.0, -np.inf) makes a hard constraint "
+                "of them, with a log_floor."
+            )
         if log_r.shape != (batch,):
             shape = log_r.shape
             failure, cause = f"The reward must return one log r per sample, shape ({batch},), got {shape}", None
             continue
         if log_floor is not None:
-            log_r = np.where(np.isneginf(log_r), np.float32(log_floor), log_r)
+            log_r = np.maximum(log_r, np.float32(log_floor))
         known = np.where(np.isfinite(known), known, log_r)
         if log_bound is not None:
             _check_bound(known, log_bound)
@@ -90,7 +102,8 @@ def _ask(reward: RewardFn, x: Array, cond: Any, timeout: float | None) -> np.nda
 
     # Converted here: a JAX reward that fails or hangs may do so only when its numbers are fetched.
     def call() -> np.ndarray:
-        return np.asarray(reward(x, cond), np.float32)
+        answer = np.asarray(reward(x, cond))
+        return answer if answer.dtype == np.bool_ else answer.astype(np.float32)
 
     if timeout is None:
         return call()
@@ -132,7 +145,7 @@ def per_sample(reward: Callable[[np.ndarray, Any], float]) -> RewardFn:
     """
 
     def log_reward(x, cond):
-        samples, conditions = np.asarray(x), jax.device_get(cond)
+        samples, conditions = np.array(x), jax.device_get(cond)
         return np.array([one(samples, conditions, index) for index in range(len(samples))], np.float32)
 
     def one(samples, conditions, index):

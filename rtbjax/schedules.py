@@ -1,5 +1,6 @@
 """Noise schedules as NumPy float64 tables, computed once; processes turn them into float32 constants."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ def cosine_alpha_bar(num_train_steps: int = 1000, max_beta: float = 0.999) -> np
     return np.cumprod(1.0 - np.minimum(1.0 - signal[1:] / signal[:-1], max_beta))
 
 
+MOST_SIGNAL = 0.1  # Of a chain's first state, where it is drawn from pure noise.
+
+
 class Respaced(NamedTuple):
     """A long training schedule seen through ``num_steps`` sampling steps, noisiest first.
 
@@ -51,8 +55,11 @@ def respace(
 ) -> Respaced:
     """Chooses ``num_steps`` of the training timesteps.
 
+    It warns where the first of them keeps more than a share `MOST_SIGNAL` of the data's variance: the chain starts from
+    pure noise all the same.
+
     Args:
-      alpha_bar: the training schedule, ``f64[num_train_steps]``.
+      alpha_bar: the training schedule, ``f64[num_train_steps]``, falling; of betas ``np.cumprod(1 - betas)``.
       num_steps: T.
       spacing: ``leading`` (multiples of ``num_train_steps // T``, the default of pretrained DDPMs), ``trailing``
         (always begins at the last training timestep), ``linspace`` (from the last to the first), or ``log_snr`` (begins
@@ -63,9 +70,15 @@ def respace(
       final_alpha_bar: the signal fraction that counts as data.
 
     Raises:
-      ValueError: ``num_steps`` outside 1..num_train_steps, ``steps_offset`` beyond the schedule, more ``log_snr`` steps
-        than the schedule has timesteps to tell apart, or an unknown spacing.
+      ValueError: ``alpha_bar`` that does not fall within 0..1, ``num_steps`` outside 1..num_train_steps,
+        ``steps_offset`` beyond the schedule, more ``log_snr`` steps than the schedule has timesteps to tell apart, or
+        an unknown spacing.
     """
+    if np.any(np.diff(alpha_bar) >= 0) or alpha_bar[0] > 1.0 or alpha_bar[-1] < 0.0:
+        raise ValueError(
+            "alpha_bar must fall within 0..1, the signal that is left; of betas it is np.cumprod(1 - betas). Got "
+            f"{alpha_bar[0]:.4g} to {alpha_bar[-1]:.4g}."
+        )
     num_train_steps = len(alpha_bar)
     if not 1 <= num_steps <= num_train_steps:
         raise ValueError(f"num_steps must lie in 1..{num_train_steps} (the training steps), got {num_steps}.")
@@ -100,6 +113,12 @@ def respace(
             )
     else:
         raise ValueError(f"spacing must be 'leading', 'trailing', 'linspace' or 'log_snr', got {spacing!r}.")
+    if (kept := alpha_bar[timesteps[0]]) > MOST_SIGNAL:
+        warnings.warn(
+            f"The chain starts from pure noise at timestep {timesteps[0]}, where noised data keep a share {kept:.2f} "
+            "of their variance: take a schedule that ends in noise, and spacing='trailing' if there are few steps.",
+            stacklevel=2,
+        )
     return Respaced(timesteps, np.append(alpha_bar[timesteps], final_alpha_bar))
 
 

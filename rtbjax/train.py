@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
-from rtbjax.objective import LossInfo
+from rtbjax.objective import LossInfo, check_params
 from rtbjax.process import Process
 from rtbjax.sharding import (
     batch_axes,
@@ -47,6 +47,8 @@ class TrainState(NamedTuple):
 
 class StepInfo(NamedTuple):
     """What a human wants to know about an update, over the whole batch.
+
+    It does not say whether the update was made: ``TrainState.skipped`` counts those that were not.
 
     Attributes:
       loss: the objective, ``f32[]``.
@@ -93,7 +95,11 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation, mesh: Me
     """Step 0, on a copy of ``params``: updates donate their state.
 
     Given a mesh the state is made where updates want it, and never lies on one device as a whole.
+
+    Raises:
+      ValueError: ``params`` is not ``{"policy": ..., "log_z": ...}``.
     """
+    check_params(params)
 
     def init(params):
         # A buffer of its own for each number: one that is donated twice is an error.

@@ -58,16 +58,19 @@ def rollout(
       A `Trajectory` without ``log_reward``.
 
     Raises:
-      ValueError: ``start`` of another shape, or ``widen`` below 0 where it is not traced.
+      ValueError: ``start`` of another shape, or of another dtype than the process's states, or ``widen`` below 0 where
+        it is not traced.
     """
     if not isinstance(widen, Tracer) and not widen >= 0.0:
         raise ValueError(f"widen must be at least 0, got {widen}.")
-    if start is not None:
-        check_shape("start", start, shape)
     index = jnp.arange(shape[0]) if index is None else index
     keys = sample_keys(key, index)
     last = process.num_steps
-    x = process.init(_fold_step(keys, jnp.int32(last)), shape, cond) if start is None else start
+    if start is None:
+        x = process.init(_fold_step(keys, jnp.int32(last)), shape, cond)
+    else:
+        check_shape("start", start, shape)
+        x = _state("start", start, process, keys, cond)
     x = varying_like(x, index)
     # One buffer updated in place: stacking the states as scan outputs would copy them once more.
     xs = varying_like(jnp.zeros((last + 1, *x.shape), x.dtype), x).at[0].set(x)
@@ -108,9 +111,13 @@ def noise(
 
     Returns:
       ``xs[T + 1, B, E*]``, with ``x0`` at its end.
+
+    Raises:
+      ValueError: ``x0`` of another dtype than the process's states.
     """
     index = jnp.arange(x0.shape[0]) if index is None else index
     keys = sample_keys(key, index)
+    x0 = _state("x0", x0, process, keys, cond)
     last = process.num_steps
     xs = varying_like(jnp.zeros((last + 1, *x0.shape), x0.dtype), x0).at[last].set(x0)
 
@@ -121,6 +128,15 @@ def noise(
 
     (xs, _), _ = jax.lax.scan(step, (xs, x0), jnp.arange(last), reverse=True)
     return xs
+
+
+def _state(name: str, x: Array, process: Process, keys: PRNGKey, cond: Any) -> Array:
+    """An array that is handed in as a state, if it is of the dtype in which the process draws its own."""
+    x = jnp.asarray(x)
+    wanted = jax.eval_shape(lambda keys: process.init(keys, x.shape, cond), keys).dtype
+    if x.dtype != wanted:
+        raise ValueError(f"{name} must be {wanted}, as the states of this process are, got {x.dtype}.")
+    return x
 
 
 def score(

@@ -1,5 +1,6 @@
 """Masked chains small enough to enumerate every path."""
 
+import re
 from functools import partial
 
 import jax
@@ -12,7 +13,8 @@ import scipy.stats
 from oracles import TabularMasked, masked_paths
 
 import rtbjax
-from rtbjax.process.absorbing import absorbing
+from rtbjax.process.absorbing import absorbing, one_by_one
+from rtbjax.process.autoregressive import left_to_right
 from rtbjax.schedules import linear_mask_rate, loglinear_mask_rate
 from rtbjax.trajectory import log_prob, noise, rollout
 from rtbjax.types import LearnedStd, Policy, Steered
@@ -309,7 +311,8 @@ def train(process, chain, prior, log_reward, conditions, updates=400, batch=256)
         shape, cond = (batch, chain.length), conditions(batch)
         paths = rollout(key, process, prior, Policy(params["policy"], chain.apply), shape=shape, cond=cond)
         paths = paths._replace(log_reward=log_reward[tuple(jnp.moveaxis(paths.xs[-1], -1, 0))])
-        objective = partial(rtbjax.loss, process=process, apply_fn=chain.apply, chunk=process.num_steps)
+        group = None if cond is None else batch
+        objective = partial(rtbjax.loss, process=process, apply_fn=chain.apply, group=group, chunk=process.num_steps)
         gradient, _ = jax.grad(objective, has_aux=True)(params, paths)
         with jax.numpy_dtype_promotion("standard"):
             change, opt_state = opt.update(gradient, opt_state)
@@ -342,6 +345,20 @@ def test_an_output_that_changes_a_gaussian_step_is_refused(output):
     process = absorbing(linear_mask_rate(2), 2)
     with pytest.raises(TypeError, match=rf"takes logits \[B, L, V\]; {type(output).__name__} changes a Gaussian step"):
         process.reverse(output, jnp.asarray([[2]], jnp.int32), 0)
+
+
+MASKS = {
+    "absorbing": (absorbing(linear_mask_rate(2), 3), (4, 2, 3)),
+    "one by one": (one_by_one(2, 3), (4, 2, 3)),
+    "left to right": (left_to_right(2, 3), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("process, wanted", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("shape", [(1, 2, 3), (4, 1, 3), (4, 2, 4), (1, 3), (4, 1), ()])
+def test_logits_of_another_shape_are_refused_and_not_broadcast(process, wanted, shape):
+    with pytest.raises(ValueError, match=re.escape(f"The network's output must have shape {wanted}, got {shape}")):
+        process.reverse(jnp.zeros(shape), jnp.full((4, 2), 3, jnp.int32), jnp.int32(0))
 
 
 def test_the_network_is_told_the_mask_rate_and_its_best_guess_fills_the_masks():

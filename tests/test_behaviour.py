@@ -8,7 +8,8 @@ from oracles import LinearGaussian, QuadraticGaussian, assert_moments
 
 from rtbjax import posterior as parametrise
 from rtbjax.behaviour import accept, mix, renoise
-from rtbjax.trajectory import rollout, sample_keys, score
+from rtbjax.process.absorbing import one_by_one
+from rtbjax.trajectory import noise, rollout, sample_keys, score
 from rtbjax.types import Policy, Trajectory
 
 CHAIN = QuadraticGaussian()
@@ -74,6 +75,16 @@ def test_rewards_of_another_shape_are_errors():
     chain = LinearGaussian(num_steps=6)
     with pytest.raises(ValueError, match=r"log_reward must have shape \(8,\), got \(8, 1\)"):
         renoise(jax.random.key(0), chain.process, chain.prior, None, jnp.zeros((8, 2)), column)
+
+
+def test_data_of_another_dtype_than_the_states_are_refused():
+    chain, pixels = LinearGaussian(num_steps=6), jnp.zeros((8, 2), jnp.uint8)
+    with pytest.raises(ValueError, match="x0 must be float32, as the states of this process are, got uint8"):
+        renoise(jax.random.key(0), chain.process, chain.prior, None, pixels, jnp.zeros(8))
+    with pytest.raises(ValueError, match="x0 must be int32, as the states of this process are, got float32"):
+        noise(jax.random.key(0), one_by_one(2, 3), jnp.zeros((8, 2)))
+    with pytest.raises(ValueError, match="start must be float32, as the states of this process are, got int32"):
+        rollout(jax.random.key(0), chain.process, chain.prior, shape=(8, 2), start=jnp.zeros((8, 2), jnp.int32))
 
 
 def random_posterior(chain):

@@ -203,6 +203,17 @@ def test_a_path_alone_in_its_group_poisons_the_loss(key):
     assert np.isnan(value)
 
 
+def test_parameters_without_their_name_are_an_error(key):
+    chain, params, paths = random_case(key)
+    for bare in (params["policy"], jnp.zeros(3)):
+        for call in (
+            lambda bare=bare: rtbjax.init_state(bare, rtbjax.optimizer(1e-3)),
+            lambda bare=bare: rtbjax.loss(bare, paths, process=chain.process, apply_fn=chain.shifted_apply),
+        ):
+            with pytest.raises(ValueError, match='must be {"policy": posterior.params}, with "log_z" if it is learned'):
+                call()
+
+
 def test_missing_reward_is_an_error(key):
     chain, params, paths = random_case(key)
     with pytest.raises(ValueError, match="log_reward"):

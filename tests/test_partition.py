@@ -116,3 +116,27 @@ def test_gaps_and_ids_of_another_shape_are_errors():
 def test_errors_say_what_is_allowed(arguments, message):
     with pytest.raises(ValueError, match=message):
         log_z_per_path(*arguments)
+
+
+def test_groups_of_different_conditions_are_refused():
+    cond = {"class": np.array([0, 0, 1, 1, 0, 0]), "y": jnp.arange(6.0).reshape(3, 2).repeat(2, axis=0)}
+    shared = log_z_per_path("vargrad", {}, GAP, cond, 2, None)
+    np.testing.assert_array_equal(shared, group_mean(GAP, 2))
+    by_class = np.array([1, 1, 5, 5, 1, 1], np.int32)
+    np.testing.assert_array_equal(
+        log_z_per_path("vargrad", {}, GAP, cond["class"], by_class, None), group_mean(GAP, by_class)
+    )
+    with pytest.raises(ValueError, match="that of path 2 is not that of path 0, the first of its group"):
+        log_z_per_path("vargrad", {}, GAP, cond, 3, None)
+    with pytest.raises(ValueError, match="that of path 4 is not that of path 0, the first of its group"):
+        log_z_per_path("vargrad", {}, GAP, cond, by_class, None)
+
+
+def test_conditions_without_a_group_are_refused():
+    cond = jnp.zeros(6)
+    with pytest.raises(ValueError, match="say by group how many neighbours do, 6 if all these paths do"):
+        jax.jit(lambda gap, cond: log_z_per_path("vargrad", {}, gap, cond, None, None))(GAP, cond)
+    np.testing.assert_allclose(
+        log_z_per_path("vargrad", {}, GAP, cond, 6, None), log_z_per_path("vargrad", {}, GAP, None, None, None)
+    )
+    log_z_per_path("learned", {"log_z": jnp.float32(0.0)}, GAP, cond, None, None)

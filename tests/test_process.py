@@ -1,5 +1,7 @@
 """Gaussian processes: noising against the marginals, the reverse chain against a known data law, the laws of a step."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -249,6 +251,24 @@ def test_what_the_network_is_told():
     assert times("ddpm fixed_large") == times("ddim eta=0.5") == [830.0, 0.0]
     np.testing.assert_allclose(times("variance exploding"), [np.log(5.0) / 4, np.log(0.1) / 4], rtol=1e-6)
     np.testing.assert_allclose(times("brownian bridge"), [0.0, 5 / 6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [vp.ddpm, vp.ddim])
+def test_a_schedule_that_is_not_respaced_is_refused(make):
+    with pytest.raises(TypeError, match=r"respace\(alpha_bar, num_steps\), got ndarray"):
+        make(ALPHA_BAR)
+
+
+@every(NOISINGS)
+@pytest.mark.parametrize("shape", [(8, 1), (), (1, 2), (8, 3)])
+def test_an_output_of_another_shape_is_refused_and_not_broadcast(process, shape):
+    x, bad, message = jnp.zeros((8, 2)), jnp.zeros(shape), re.escape(f"must have shape (8, 2), got {shape}")
+    for output in (bad, LearnedStd(bad, jnp.float32(0.0)), Steered(bad, x)):
+        for read in (process.reverse, process.denoise):
+            with pytest.raises(ValueError, match=f"The network's output {message}"):
+                read(output, x, 0)
+    with pytest.raises(ValueError, match=f"The network's score {message}"):
+        process.reverse(Steered(x, bad), x, 0)
 
 
 @pytest.mark.parametrize(

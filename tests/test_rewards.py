@@ -54,12 +54,37 @@ def test_the_floor_is_a_hint_for_minus_infinity_only():
     assert "log_floor" not in str(error.value)
 
 
-def test_a_declared_floor_stands_in_for_minus_infinity_and_nothing_else():
-    answer = evaluate(returning([0.0, -np.inf, -60.0, -np.inf]), X, log_floor=-50.0)
-    np.testing.assert_array_equal(answer, [0.0, -50.0, -60.0, -50.0])
+def test_nothing_that_is_allowed_is_worse_than_what_a_declared_floor_stands_in_for():
+    answer = evaluate(returning([0.0, -np.inf, -60.0, -40.0]), X, log_floor=-50.0)
+    np.testing.assert_array_equal(answer, [0.0, -50.0, -50.0, -40.0])
     for bad in (np.nan, np.inf):
         with pytest.raises(RewardError, match="sample 2"):
             evaluate(returning([0.0, -np.inf, bad, 0.0]), X, log_floor=-50.0)
+
+
+def test_samples_that_are_not_finite_are_not_the_rewards_fault_and_it_is_not_asked():
+    asked = []
+    for x in (X.at[2, 1].set(jnp.nan), np.asarray(X.at[2, 0].set(jnp.inf))):
+        with pytest.raises(RewardError, match="Sample 2 of 4 is not finite: that is the rollout's fault"):
+            evaluate(lambda x, cond: asked.append(x), x, retries=3)
+    assert not asked
+    tokens = jnp.arange(8, dtype=jnp.int32).reshape(4, 2)
+    np.testing.assert_array_equal(evaluate(lambda x, cond: x[:, 0], tokens), [0.0, 2.0, 4.0, 6.0])
+
+
+def test_truth_values_are_no_log_r():
+    for answer in (X[:, 0] > 3.0, [True, False, True, True]):
+        with pytest.raises(RewardError, match=r"truth values, not log r: np.where\(allowed, 0.0, -np.inf\)"):
+            evaluate(lambda x, cond, answer=answer: answer, X, retries=3)
+
+
+def test_a_reward_of_one_sample_may_write_to_it():
+    def clipped(x, cond):
+        x[x < 3.0] = 0.0
+        return x.sum()
+
+    np.testing.assert_array_equal(evaluate(rewards.per_sample(clipped), X), [0.0, 3.0, 9.0, 13.0])
+    np.testing.assert_array_equal(X, np.arange(8.0).reshape(4, 2))
 
 
 def test_a_reward_above_its_bound_stops_the_run():

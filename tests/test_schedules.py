@@ -1,5 +1,7 @@
 """Noise schedules against published values and hand-written tables."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -40,6 +42,8 @@ def test_signal_falls_strictly_between_one_and_zero(name, num_train_steps):
     assert np.all(np.diff(a) < 0) and a[0] < 1 and a[-1] > 0
 
 
+# A toy that ends far from noise, of which `respace` warns.
+pytestmark = pytest.mark.filterwarnings("ignore:The chain starts from pure noise")
 ALPHA_BAR = np.asarray([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
 
 
@@ -87,6 +91,21 @@ def test_too_many_or_few_steps_name_the_range(num_steps):
 def test_unknown_spacing_names_the_known():
     with pytest.raises(ValueError, match="'leading', 'trailing', 'linspace' or 'log_snr', got 'even'"):
         schedules.respace(ALPHA_BAR, 3, "even")
+
+
+@pytest.mark.parametrize("betas", [np.linspace(1e-4, 0.02, 1000), np.full(1000, 0.01), -np.linspace(0.0, 1.0, 9)])
+def test_what_cannot_be_left_of_a_signal_is_refused(betas):
+    with pytest.raises(ValueError, match=r"alpha_bar must fall within 0\.\.1, .* it is np.cumprod\(1 - betas\)"):
+        schedules.respace(betas, 5)
+
+
+def test_a_chain_that_would_not_start_in_noise_is_warned_of():
+    with pytest.warns(UserWarning, match=r"pure noise at timestep 99, where noised data keep a share 0\.36"):
+        schedules.respace(schedules.linear_alpha_bar(100), 10, "trailing")
+    with pytest.warns(UserWarning, match="at timestep 500, .* spacing='trailing' if there are few steps"):
+        schedules.respace(schedules.cosine_alpha_bar(), 2)
+    with warnings.catch_warnings(action="error"):
+        schedules.respace(schedules.linear_alpha_bar(), 10)
 
 
 def test_linear_mask_rate_table():

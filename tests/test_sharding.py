@@ -49,7 +49,7 @@ LOG_Z = {
 def objective(log_z="vargrad"):
     def mean_loss(params, trajectory, *, key, axis_name):
         chain = dict(process=CHAIN.process, apply_fn=network, grad_steps=2, key=key)
-        return rtbjax.loss(params, trajectory, log_z=log_z, axis_name=axis_name, **chain)
+        return rtbjax.loss(params, trajectory, log_z=log_z, group=16, axis_name=axis_name, **chain)
 
     return mean_loss
 

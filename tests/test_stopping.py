@@ -14,7 +14,7 @@ import pytest
 from shrunk import assert_same_run, gmm, log_of
 
 from configs.gmm import get_config
-from experiments import hosts, pretrain, records, run, stopping
+from experiments import checkpoint, hosts, pretrain, records, run, stopping
 from experiments.checkpoint import Checkpoints
 from experiments.proposal import Proposal
 from experiments.stopping import Terminated
@@ -106,6 +106,23 @@ def test_training_saves_the_step_it_is_in_and_goes_on_as_if_uninterrupted(
     monkeypatch.setattr(owner, name, original)
     run.execute(config, cut)
     assert_same_run(cut, whole)
+
+
+def test_a_save_that_no_loop_defers_for_is_finished_first(tmp_path, monkeypatch, listening):
+    """As that of step 0, after a warm start."""
+    hashed = checkpoint.fingerprint
+
+    def interrupted(*arguments):
+        terminate()
+        return hashed(*arguments)
+
+    monkeypatch.setattr(checkpoint, "fingerprint", interrupted)
+    with pytest.raises(Terminated):
+        Checkpoints(tmp_path / "checkpoints", 2).save(0, {"x": np.arange(3.0)})
+    monkeypatch.setattr(checkpoint, "fingerprint", hashed)
+    step, tree = Checkpoints(tmp_path / "checkpoints", 2).restore({"x": np.zeros(3)})
+    assert step == 0
+    np.testing.assert_array_equal(tree["x"], np.arange(3.0))
 
 
 @pytest.mark.parametrize("phase", ["gathering exact paths", "exact posterior by rejection", "posterior samples"])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rtbjax.kernels import Gaussian, Kernel
-from rtbjax.types import LearnedStd, PRNGKey, Steered
+from rtbjax.types import LearnedStd, PRNGKey, Steered, check_shape
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,19 +47,25 @@ class Process:
         return jnp.argmin(jnp.abs(jax.vmap(self.time)(jnp.arange(self.num_steps)) - t))
 
 
-def split_output(output: Any) -> tuple[Array, Array, Array]:
-    """What a Gaussian process reads in a network output: float32 value, factor on the std (1), extra score (0)."""
+def split_output(output: Any, x: Array) -> tuple[Array, Array, Array]:
+    """What a Gaussian process reads in a network output: float32 value, factor on the std (1), extra score (0).
+
+    Raises:
+      ValueError: the value or the score is not of the shape of ``x[B, E*]``, to which it would be broadcast.
+    """
     score, factor = jnp.float32(0.0), jnp.float32(1.0)
     if isinstance(output, Steered):
+        check_shape("The network's score", output.score, x.shape)
         output, score = output.output, output.score.astype(jnp.float32)
     if isinstance(output, LearnedStd):
         output, factor = output.value, jnp.exp(output.log_std.astype(jnp.float32))
+    check_shape("The network's output", output, x.shape)
     return output.astype(jnp.float32), factor, score
 
 
 def gaussian(output: Any, mean: Array, std: Array) -> Gaussian:
     """The step's law: the process's own mean and std, changed by what the output says of them."""
-    _, factor, score = split_output(output)
+    _, factor, score = split_output(output, mean)
     std = std * factor
     return Gaussian(mean + std**2 * score, std)
 

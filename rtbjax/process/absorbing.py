@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from rtbjax.kernels import Categorical, Reveal
 from rtbjax.process import Process
-from rtbjax.types import LearnedStd, Steered
+from rtbjax.types import LearnedStd, Steered, check_shape
 
 
 def absorbing(
@@ -73,7 +73,7 @@ def absorbing(
         return jnp.where(jax.nn.one_hot(x, vocab_size + 1, dtype=jnp.bool_), 0.0, -jnp.inf)
 
     def reverse(output, x, i):
-        check_output(output)
+        check_output(output, (*x.shape, vocab_size))
         return Categorical(jnp.where((x == mask_id)[..., None], masked_log_probs(output, i), certain(x)))
 
     def target(x0, x, i):
@@ -112,13 +112,14 @@ def absorbing(
     )
 
 
-def check_output(output: Any) -> None:
-    """Raises a TypeError on what only a Gaussian step can make use of."""
+def check_output(output: Any, shape: tuple[int, ...]) -> None:
+    """Raises a TypeError on what only a Gaussian step can make use of, a ValueError on logits of another shape."""
     if isinstance(output, (Steered, LearnedStd)):
         kind = type(output).__name__
         raise TypeError(
             f"A masked process takes logits [B, L, V]; {kind} changes a Gaussian step, of which it has none."
         )
+    check_shape("The network's output", output, shape)
 
 
 def one_by_one(length: int, vocab_size: int) -> Process:
@@ -154,7 +155,7 @@ def one_by_one(length: int, vocab_size: int) -> Process:
         return jnp.where(highest(keys, x != vocab_size, number), jnp.int32(vocab_size), x)
 
     def reverse(output, x, i):
-        check_output(output)
+        check_output(output, (*x.shape, vocab_size))
         return Reveal(jax.nn.log_softmax(output.astype(jnp.float32)), x)
 
     def certain(x0):

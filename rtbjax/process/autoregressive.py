@@ -36,7 +36,7 @@ def left_to_right(length: int, vocab_size: int) -> Process:
         return jnp.arange(length) == i
 
     def reverse(output, x, i):
-        check_output(output)
+        check_output(output, (x.shape[0], vocab_size))
         following = jax.nn.log_softmax(output.astype(jnp.float32), axis=-1)
         following = jnp.pad(following, ((0, 0), (0, 1)), constant_values=-jnp.inf)
         return Categorical(jnp.where(here(i)[None, :, None], following[:, None], certain(x)))

@@ -31,7 +31,7 @@ def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_s
     times = jnp.asarray(np.log(now) / 4.0, jnp.float32)
 
     def denoise(output, x, i):
-        value, _, _ = split_output(output)
+        value, _, _ = split_output(output, x)
         return value if prediction == "sample" else x - sigma[i] * value
 
     def mean(x0, x, i):
@@ -66,7 +66,7 @@ def brownian_bridge(num_steps: int = 100, diffusion: float = 5.0) -> Process:
     grid = jnp.asarray(np.arange(num_steps + 1) * dt, jnp.float32)
 
     def reverse(output, x, i):
-        return gaussian(output, x + dt * split_output(output)[0], std)
+        return gaussian(output, x + dt * split_output(output, x)[0], std)
 
     def forward(keys, x, i, cond):
         shrink = grid[i] / grid[i + 1]
@@ -82,6 +82,6 @@ def brownian_bridge(num_steps: int = 100, diffusion: float = 5.0) -> Process:
         reverse=reverse,
         forward=forward,
         marginal=marginal,
-        denoise=lambda output, x, i: x + (1.0 - grid[i]) * split_output(output)[0],
+        denoise=lambda output, x, i: x + (1.0 - grid[i]) * split_output(output, x)[0],
         target=lambda x0, x, i: Gaussian(x + dt * (x0 - x) / (1.0 - grid[i]), std),
     )

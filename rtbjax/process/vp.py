@@ -9,6 +9,8 @@ eta = 1 this mean is DDPM's posterior mean. Prior and posterior go through the s
 clipping, same last step, which is scored with the very kernel it was sampled from.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -40,8 +42,10 @@ def ddpm(
       min_std: no step's standard deviation is below this; log Z depends on it.
 
     Raises:
+      TypeError: a schedule that is not respaced.
       ValueError: an unknown prediction or variance, or ``clip_x0`` or ``min_std`` not positive.
     """
+    _check_schedule(schedule)
     if variance not in _VARIANCES:
         raise ValueError(f"variance must be one of {_VARIANCES}, got {variance!r}.")
     a, a_next = schedule.alpha_bar[:-1], schedule.alpha_bar[1:]
@@ -63,11 +67,21 @@ def ddim(
     removes (see `rtbjax.certificate.start_excess`).
 
     Raises:
+      TypeError: a schedule that is not respaced.
       ValueError: ``eta`` outside [0, 1], an unknown prediction, or ``clip_x0`` or ``min_std`` not positive.
     """
+    _check_schedule(schedule)
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}.")
     return _vp(schedule, eta, None, prediction, clip_x0, min_std)
+
+
+def _check_schedule(schedule: Any) -> None:
+    if not isinstance(schedule, Respaced):
+        raise TypeError(
+            "The schedule must be one of rtbjax.schedules.respace(alpha_bar, num_steps), got "
+            f"{type(schedule).__name__}."
+        )
 
 
 def _vp(
@@ -93,7 +107,7 @@ def _vp(
     times = table(schedule.timesteps)
 
     def denoise(output, x, i):
-        value, _, _ = split_output(output)
+        value, _, _ = split_output(output, x)
         if prediction == "epsilon":
             x0 = (x - noise[i] * value) * inverse_signal[i]
         elif prediction == "sample":

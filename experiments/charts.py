@@ -1,7 +1,7 @@
 """Small charts of one or several runs, as SVG that a page can hold."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def bars(shares: dict[str, dict[str, float]]) -> bytes:
     return _svg(figure)
 
 
-def legend(names: Iterable[str]) -> Html:
+def legend(names: Collection[str]) -> Html:
     """Whose colour is whose, for the charts of a page."""
     marks = [tag("span", "■", style=f"color:{COLOURS[i % len(COLOURS)]}") for i, _ in enumerate(names)]
     return tag("p", *(tag("span", mark, f" {name} ") for mark, name in zip(marks, names, strict=True)))

@@ -8,6 +8,7 @@ import time
 _STARTED = time.monotonic()  # Before the imports, which are part of the wait.
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import re
@@ -233,18 +234,31 @@ def parse(argv: list[str]) -> list[str]:
     try:
         args = flags.FLAGS(argv)
         if _CONFIG.value is None:
-            raise flags.Error("--config is required: --config=configs/gmm.py or --config=configs/mnist.py.")
+            raise flags.Error(f"--config is required, one of {', '.join(configs_like())}.")
         _ = _CONFIG.value["domain"]  # A config that failed to load says so only when it is read.
         return args
+    except SystemExit:  # The help was asked for and printed, which absl takes for a failure.
+        sys.exit(0)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(f"rtbjax: {explain(str(error))}")
     except Exception as error:  # A config is a program and fails like one.
         sys.exit(f"rtbjax: {given_config()} cannot be loaded: {type(error).__name__}: {error}")
 
 
+def configs_like(name: str = "") -> list[str]:
+    """The configs of the repository; the ones of a like name come first."""
+    folder = Path(__file__).resolve().parents[1] / "configs"
+    found = [f"configs/{path.name}" for path in sorted(folder.glob("*.py")) if "def get_config(" in path.read_text()]
+    near = difflib.get_close_matches(name, found, n=len(found))
+    return near + [name for name in found if name not in near]
+
+
 def explain(message: str) -> str:
     """One sentence out of what ml_collections says about a config, which may hold a whole traceback."""
     lines = [line.strip() for line in message.strip().splitlines()]
+    file = given_config().partition(":")[0]
+    if file and not Path(file).is_file():
+        return f"there is no config {file}; there are {', '.join(configs_like(file))}."
     misspelt = re.search(r'Did you mean "(.*)" instead of "(.*)"', message)
     if misspelt:
         return f"the config has no field {misspelt[2]!r}; did you mean {misspelt[1]!r}?"

@@ -1,8 +1,10 @@
 """The border between a config and the code: every field is checked before anything is computed."""
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.errors import ConfigError
@@ -222,6 +224,21 @@ def no_warm_start(config: ConfigDict) -> None:
     """Raises a ConfigError if a domain without a value is asked for a warm start."""
     if config.steer.steps:
         raise ConfigError("config.steer.steps must be 0: this domain has no value of noisy states to start from.")
+
+
+def data_unread(config: ConfigDict) -> None:
+    """For a domain whose training reads no data: warns of a data set that is given.
+
+    Raises:
+      ConfigError: there is none at that path.
+    """
+    path = config.data.path
+    if path and not Path(path).exists():
+        raise ConfigError(f"config.data.path={path}: there is no such file or folder.")
+    if path:
+        logging.warning(
+            "config.data.path=%s is not read: training needs no data here, at most --mode=pretrain does.", path
+        )
 
 
 def one_of(config: ConfigDict, name: str, allowed: tuple) -> None:

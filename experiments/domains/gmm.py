@@ -12,7 +12,7 @@ from experiments import weights
 from experiments.domains.base import Domain
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
+from experiments.settings import PRECISIONS, data_unread, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, denoising_loss, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
@@ -76,6 +76,7 @@ def build(config: ConfigDict) -> Domain:
     """
     one_of(config, "posterior.kind", ("full", "classifier_guidance"))
     no_warm_start(config)
+    data_unread(config)
     net = network(config)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     params = weights.load(weights.locate(config.prior.weights), _abstract_params(net))

@@ -17,7 +17,7 @@ from experiments.domains.base import Conditions, Domain, LogZ, Value
 from experiments.errors import ConfigError
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, one_of, other_precision
+from experiments.settings import PRECISIONS, data_unread, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, Process, guidance, posterior, schedules
 from rtbjax.metrics.distances import classifier_two_sample, diversity, frechet
@@ -166,6 +166,7 @@ def build(config: ConfigDict) -> Domain:
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
     one_of(config, "posterior.kind", ("full", "lora", "correction", "steered", *GUIDED))
+    data_unread(config)
     asked = labels(config)
     conditional = len(asked) > 1
     if conditional:  # The prior's network has no place for a label.

@@ -8,6 +8,7 @@ import time
 _STARTED = time.monotonic()  # Before the imports, which are part of the wait.
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import re
@@ -58,7 +59,6 @@ DOMAINS = ("gmm", "images", "inverse", "control", "stories", "text_to_image")
 TABLES = {"control": "experiments.control.tables"}  # Of domains whose comparisons are more than runs side by side.
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
-CONFIG_REQUIRED = "--config is required: --config=configs/gmm.py or --config=configs/mnist.py."
 # How the types of fields are called in a message, by what their parsers say of a value of another type.
 KINDS = {
     "for int()": "a whole number",
@@ -264,23 +264,40 @@ def parse(argv: list[str]) -> list[str]:
         if args[1:]:
             raise flags.Error(f"{args[1]!r} is no flag; fields of the config are set by --config.FIELD=VALUE.")
         if _CONFIG.value is None:
-            raise flags.Error(CONFIG_REQUIRED)
+            raise flags.Error(config_required())
         _ = _CONFIG.value["domain"]  # A config that failed to load says so only when it is read.
         return args
+    except SystemExit:  # The help was asked for and printed, which absl takes for a failure.
+        sys.exit(0)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(f"rtbjax: {explain(str(error))}")
     except Exception as error:  # A config is a program and fails like one.
         sys.exit(f"rtbjax: {given_config()} cannot be loaded: {type(error).__name__}: {error}")
 
 
+def configs_like(name: str = "") -> list[str]:
+    """The configs of the repository; the ones of a like name come first."""
+    folder = Path(__file__).resolve().parents[1] / "configs"
+    found = [f"configs/{path.name}" for path in sorted(folder.glob("*.py")) if "def get_config(" in path.read_text()]
+    near = difflib.get_close_matches(name, found, n=len(found))
+    return near + [name for name in found if name not in near]
+
+
+def config_required() -> str:
+    return f"--config is required, one of {', '.join(configs_like())}."
+
+
 def explain(message: str) -> str:
     """One sentence out of what ml_collections says about a config, which may hold a whole traceback."""
     lines = [line.strip() for line in message.strip().splitlines()]
+    file = given_config().partition(":")[0]
+    if file and not Path(file).is_file():
+        return f"there is no config {file}; there are {', '.join(configs_like(file))}."
     misspelt = re.search(r'Did you mean "(.*)" instead of "(.*)"', message)
     if misspelt:
         return f"the config has no field {misspelt[2]!r}; did you mean {misspelt[1]!r}?"
     if "Path to config file is an empty string" in message:
-        return CONFIG_REQUIRED
+        return config_required()
     if "Traceback" in message or "failure to load" in message:
         return f"{given_config()} cannot be loaded: {lines[-1]}"
     ill_typed = re.fullmatch(r"flag --(config\.[\w.]+)=(.*?): (.*)", message.strip(), re.DOTALL)

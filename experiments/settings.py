@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 from ml_collections import ConfigDict
 
+from experiments import weights
 from experiments.errors import ConfigError
 from experiments.objectives import BASELINES
 from experiments.optimizers import RULES
@@ -322,6 +324,21 @@ def no_training(config: ConfigDict) -> None:
     """Raises a ConfigError if a posterior without parameters is to be trained."""
     if config.train.steps:
         raise ConfigError(f"config.train.steps must be 0: posterior.kind={config.posterior.kind} has nothing to train.")
+
+
+def data_unread(config: ConfigDict) -> None:
+    """For a domain whose training reads no data: warns of a data set that is given.
+
+    Raises:
+      ConfigError: there is none at that path.
+    """
+    path = config.data.path
+    if path and not weights.locate(path).exists():
+        raise ConfigError(f"config.data.path={path}: there is no such file or folder.")
+    if path:
+        logging.warning(
+            "config.data.path=%s is not read: training needs no data here, at most --mode=pretrain does.", path
+        )
 
 
 def one_of(config: ConfigDict, name: str, allowed: tuple) -> None:

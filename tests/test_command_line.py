@@ -13,6 +13,7 @@ from shrunk import gmm
 from experiments import records, run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = [f"configs/{name}.py" for name in ("cifar10", "d4rl", "gmm", "inverse", "mnist", "stories", "text_to_image")]
 
 
 def call(*arguments):
@@ -28,8 +29,13 @@ def call(*arguments):
         (["--config=configs/gmm.py", "--config.train.stepz=3"], "no field 'stepz'; did you mean 'steps'?"),
         (["--config=configs/gmm.py", "--config.train.steps=abc"], "train.steps must be a whole number, got 'abc'."),
         (["--config=configs/gmm.py:huge"], "no variant 'huge'"),
-        (["--config=configs/nope.py"], "configs/nope.py cannot be loaded"),
-        ([], "--config is required"),
+        (["--config=configs/gm.py"], "there is no config configs/gm.py; there are configs/gmm.py, configs/"),
+        (["--config=nowhere.py:smoke"], f"there is no config nowhere.py; there are {', '.join(CONFIGS)}."),
+        ([], f"--config is required, one of {', '.join(CONFIGS)}."),
+        (
+            ["--config=configs/gmm.py", "--config.data.path=none.npz"],
+            "config.data.path=none.npz: there is no such file or folder",
+        ),
         (["--config=configs/gmm.py", "train.steps=3"], "'train.steps=3' is no flag; fields of the config are set by"),
         (
             ["--config=configs/gmm.py", "--config.domain=audio"],
@@ -47,6 +53,12 @@ def test_a_bad_command_line_is_one_sentence_and_writes_nothing(arguments, messag
     assert message.format(tmp=tmp_path) in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["claimed"]
+
+
+def test_help_is_no_failure():
+    done = call("--help")
+    assert done.returncode == 0 and not done.stderr
+    assert "--config" in done.stdout and "--workdir" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -71,7 +83,7 @@ def test_a_bad_command_line_is_one_sentence_and_writes_nothing(arguments, messag
         (
             "Configuration is not available because of an earlier failure to load: Path to config file is an empty "
             "string.",
-            run.CONFIG_REQUIRED,
+            run.config_required(),
         ),
     ],
 )

@@ -133,6 +133,15 @@ def test_what_does_not_divide_over_the_devices_names_the_field_and_the_nearest_v
         settings.check_devices(changed(config, **changes), 8)
 
 
+def test_data_that_training_does_not_read_are_warned_of(config, tmp_path, caplog):
+    settings.data_unread(config)
+    assert not caplog.text
+    settings.data_unread(changed(config, data__path=str(tmp_path)))
+    assert f"config.data.path={tmp_path} is not read: training needs no data here" in caplog.text
+    with pytest.raises(ConfigError, match="config.data.path=none.npz: there is no such file or folder"):
+        settings.data_unread(changed(config, data__path="none.npz"))
+
+
 @pytest.mark.parametrize("batch", [32, 64])
 def test_the_nearest_values_are_right(config, batch):
     settings.check_devices(changed(config, train__batch_size=batch), 8)

@@ -12,7 +12,7 @@ from experiments import hosts, weights
 from experiments.domains.base import Domain
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, no_training, no_warm_start, one_of, other_precision
+from experiments.settings import PRECISIONS, data_unread, no_training, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, denoising_loss, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
@@ -74,6 +74,7 @@ def build(config: ConfigDict) -> Domain:
     no_warm_start(config)
     if config.posterior.kind == "classifier_guidance":
         no_training(config)
+    data_unread(config)
     net = network(config)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)
     like = weights.abstract_params(net, jnp.zeros((1, 2)), jnp.float32(0.0))

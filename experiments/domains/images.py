@@ -16,7 +16,15 @@ from experiments.domains.base import ConditionalLogZ, Conditions, Domain, Value
 from experiments.errors import ConfigError, checking
 from experiments.plots import plt
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, check_group, no_training, no_warm_start, one_of, other_precision
+from experiments.settings import (
+    PRECISIONS,
+    check_group,
+    data_unread,
+    no_training,
+    no_warm_start,
+    one_of,
+    other_precision,
+)
 from experiments.streams import stream
 from experiments.weights import abstract_params
 from rtbjax import Policy, Process, guidance, posterior, schedules
@@ -170,6 +178,7 @@ def build(config: ConfigDict) -> Domain:
     one_of(config, "posterior.kind", ("full", "lora", "correction", "steered", *GUIDED))
     one_of(config, "process.spacing", ("leading", "trailing", "linspace", "log_snr"))
     one_of(config, "process.variance", ("fixed_large", "fixed_small"))
+    data_unread(config)
     asked = labels(config)
     conditional = len(asked) > 1
     check_group(config, len(asked) if conditional else 0)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments import data, hosts, weights
 from experiments.domains.base import ConditionalLogZ, Conditions, Domain
 from experiments.errors import ConfigError, checking
-from experiments.settings import PRECISIONS, no_warm_start, one_of, other_precision
+from experiments.settings import PRECISIONS, data_unread, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
@@ -135,6 +135,7 @@ def build(config: ConfigDict) -> Domain:
       DataError, UserError: nor can the CLIP model that is asked on the host.
     """
     check(config)
+    data_unread(config)
     asked = prompts(config)
     model = contrastive.load(weights.locate(config.reward.folder))
     alignment, first_choice = rewards.alignment(model, asked)

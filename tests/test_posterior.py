@@ -333,6 +333,8 @@ def test_lora_errors():
         lora.init(jax.random.key(0), tree(), rank=0)
     with pytest.raises(ValueError, match="No kernel's path matches 'attention'.*params/block/dense"):
         lora.init(jax.random.key(0), tree(), rank=2, select="attention")
+    with pytest.raises(ValueError, match=r"select must be a regular expression, got '\(': missing \)"):
+        lora.init(jax.random.key(0), tree(), rank=2, select="(")
     with pytest.raises(ValueError, match="'bias'"):  # matches, but is no matrix
         parametrise.lora(jax.random.key(0), PRIOR, rank=2, select="bias")
 

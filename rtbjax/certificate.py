@@ -257,20 +257,29 @@ def _log_mean_exp(log_w: np.ndarray, ess: float, source: str) -> Estimate:
     return Estimate(log_z, (log_z - _NORMAL_95 * relative, log_z + _NORMAL_95 * relative), source)
 
 
-def from_prior(log_reward: Float[ArrayLike, " N"], beta: float = 1.0) -> Estimate:
+def from_prior(log_reward: Float[ArrayLike, " N"], beta: float = 1.0, *, log_floor: float | None = None) -> Estimate:
     """log Z = log E_prior[r^beta] from prior samples; where r <= 1, the log acceptance rate without the coin flips.
 
     Args:
       log_reward: log r of N prior samples, -inf where a hard constraint is violated.
       beta: the exponent of r.
+      log_floor: what stands in for -inf, as in `rtbjax.rewards.evaluate`. Where no sample is above it, log Z would be
+        that of the floor, with which a posterior that satisfies the constraint as little agrees.
 
     Returns:
       log Z with its 95 % interval, in nats.
 
     Raises:
-      ValueError: fewer than 2 samples, an array that is not one number per sample, NaN or +inf, or -inf throughout.
+      ValueError: fewer than 2 samples, an array that is not one number per sample, NaN or +inf, -inf throughout, or
+        nothing above ``log_floor``.
     """
-    log_w = beta * _log_weights("log_reward", log_reward, "N", at_least=2)
+    log_r = _log_weights("log_reward", log_reward, "N", at_least=2)
+    if log_floor is not None and not (log_r > log_floor).any():
+        raise ValueError(
+            f"None of {log_r.size} prior samples is above the floor of log r, {log_floor}: take more, or a reference "
+            "from elsewhere."
+        )
+    log_w = beta * log_r
     return _log_mean_exp(log_w, effective_sample_size(log_w), f"{log_w.size} prior samples")
 
 

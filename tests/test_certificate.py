@@ -332,3 +332,12 @@ def test_even_weights_do_not_make_distant_samples_consistent():
     found = certificate.certify(gap, certificate.exact(0.0, "closed form"))
     assert found.ess > certificate.MIN_ESS and found.path_kl > certificate.MAX_PATH_KL
     assert found.verdict == "importance_weight"
+
+
+def test_a_reference_in_which_no_sample_meets_a_constraint_is_refused():
+    """Else an untrained posterior, every path of which is at the floor, would agree with it and be consistent."""
+    assert certificate.certify(np.full(100, -30.0), certificate.from_prior(np.full(100, -30.0))).verdict == "consistent"
+    with pytest.raises(ValueError, match="None of 100 prior samples is above the floor of log r, -30.0"):
+        certificate.from_prior(np.full(100, -30.0), log_floor=-30.0)
+    one = np.where(np.arange(100) == 7, 0.0, -30.0)
+    assert certificate.from_prior(one, log_floor=-30.0).log_z == pytest.approx(np.log(0.01), abs=1e-6)

@@ -59,7 +59,7 @@ def evaluate(
     if retries < 0:
         raise ValueError(f"retries must be at least 0, got {retries}.")
     batch = x.shape[0]
-    sound = np.isfinite(np.asarray(x)).reshape(batch, -1).all(axis=1)
+    sound = np.isfinite(np.asarray(x)).all(axis=tuple(range(1, x.ndim)))
     if not sound.all():
         raise RewardError(
             f"Sample {np.argmin(sound)} of {batch} is not finite: that is the rollout's fault, and no reward was asked."

@@ -89,7 +89,7 @@ def test_every_posterior_starts_as_the_prior(kind, langevin, learn_variance, con
 
 
 def test_the_langevin_term_is_a_scale_for_each_dimension_times_the_clipped_gradient(config, domain, key):
-    clip = 0.5
+    clip = 0.05
     built = control.build(changed(config, posterior__langevin_clip=clip))
     s, u = states(built, 40), jax.random.normal(key, (40, 3))
     t = built.process.time(jnp.int32(2))

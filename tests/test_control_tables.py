@@ -8,7 +8,7 @@ import pytest
 from shrunk import changed
 
 from configs.d4rl import get_config
-from experiments import compare, run, weights
+from experiments import compare, run, settings, weights
 from experiments.control import baselines, behaviour_prior, iql, play, published, tables
 from experiments.domains import control
 from experiments.errors import ConfigError
@@ -117,7 +117,7 @@ def test_scores_stand_above_the_papers():
 def test_what_cannot_be_is_one_sentence_and_leaves_nothing(changes, message, tmp_path):
     config = changed(get_config("table4"), **changes)
     with pytest.raises(ConfigError, match=message):
-        compare.run(config, tmp_path / "w", run.execute, "train", tables.collect)
+        compare.run(config, tmp_path / "w", run.execute, "train", settings.check, tables.collect)
     assert not (tmp_path / "w").exists()
 
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(changes, message, tmp
 def test_a_table_is_filled_once(tmp_path, key, monkeypatch):
     config = small("table4", tmp_path, key)
     config = changed(config, compare__seeds=1, compare__episodes=2, compare__candidates=2, compare__policies=("awr",))
-    text = compare.run(config, tmp_path / "w", run.execute, "train", tables.collect)
+    text = compare.run(config, tmp_path / "w", run.execute, "train", settings.check, tables.collect)
     found = json.loads((tmp_path / "w" / "comparison.json").read_text())
     policies = found["sets"]["hopper-medium-replay"]["policies"]
     assert policies.keys() == {"bc", "idql", "awr", "RTB"}
@@ -134,7 +134,7 @@ def test_a_table_is_filled_once(tmp_path, key, monkeypatch):
     # Nothing is trained, evaluated or played again.
     monkeypatch.setattr(control, "pretrain", None)
     monkeypatch.setattr(play, "episodes_of", None)
-    assert compare.run(config, tmp_path / "w", run.execute, "train", tables.collect) == text
+    assert compare.run(config, tmp_path / "w", run.execute, "train", settings.check, tables.collect) == text
 
 
 def test_every_seed_and_every_run_has_weights_and_settings_of_its_own(tmp_path, key, monkeypatch):
@@ -157,7 +157,7 @@ def test_every_seed_and_every_run_has_weights_and_settings_of_its_own(tmp_path, 
     monkeypatch.setattr(control, "pretrain", pretrain)
     monkeypatch.setattr(play, "actors", lambda *arguments: {})
     monkeypatch.setattr(tables, "gathered", lambda cells: {"policies": {}, "runs": {}})
-    compare.run(config, tmp_path / "w", execute, "train", tables.collect)
+    compare.run(config, tmp_path / "w", execute, "train", settings.check, tables.collect)
     assert made == [(0, "prior"), (0, "reward"), (1, "prior"), (1, "reward")]
     alphas = [dict(changes)["reward.alpha"] for _, changes in config.compare.runs]
     assert [r[:2] for r in ran] == [(seed, alpha) for seed in (0, 1) for alpha in alphas]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from check_workdir import problems
 from shrunk import changed
 
 from configs.cifar10 import get_config
@@ -108,12 +109,15 @@ def test_from_pictures_to_a_posterior(tmp_path):
         eval__exact_cache=str(tmp_path / "exact"),
     )
     for what in ("prior", "reward"):
-        images.pretrain(changed(config, pretrain__what=what), tmp_path)
-    made = {name: tmp_path / f"cifar10_{name}.safetensors" for name in ("prior", "classifier")}
+        (tmp_path / what).mkdir()
+        images.pretrain(changed(config, pretrain__what=what), tmp_path / what)
+    made = {name: next(tmp_path.glob(f"*/cifar10_{name}.safetensors")) for name in ("prior", "classifier")}
     path.unlink()
-    config = changed(config, prior__weights=str(made["prior"]), reward__weights=str(made["classifier"]))
+    config = changed(config, data__path="", prior__weights=str(made["prior"]), reward__weights=str(made["classifier"]))
     done = run.execute(config, tmp_path / "run")
     assert done.summary["data_source"] == "prior trained on 40 pictures from pictures.npz"
     assert done.exact.samples.shape == (1, 16, 32, 32, 3)
-    assert set(done.summary["metrics"]["rtb"]) == {"log_reward", "diversity", "frechet_to_exact", "accuracy"}
+    assert problems(tmp_path / "run") == []
+    found = done.summary["metrics"]["rtb"]
+    assert set(found) == {"log_reward", "diversity", "frechet_to_exact", "accuracy", "classes", "c2st"}
     assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from check_workdir import problems
 from shrunk import changed
 
 from configs.text_to_image import get_config
@@ -238,6 +239,7 @@ def test_a_run_of_one_prompt(config, tmp_path):
     for name in ("prior", "rtb", "exact"):
         assert metrics[name].keys() == {"log_reward", "accuracy", "diversity"}
     assert done.summary["data_source"] == "prior trained on nothing"
+    assert problems(tmp_path) == []
     file = export(tmp_path)
     trained = loop.restore(config, done.domain, tmp_path).params
     again = adapters.load(file.parent, trained, done.domain.prior.params)

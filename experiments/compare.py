@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import hosts, records
+from experiments import hosts, markdown, records
 from experiments.domains.base import Domain
 from experiments.exact import Exact
 from experiments.files import replacing
@@ -42,7 +42,7 @@ def changed(config: ConfigDict, changes: dict) -> ConfigDict:
     """A run of its own with other fields, by their dotted names."""
     one = config.copy_and_resolve_references()
     with one.unlocked():
-        one.compare = ConfigDict()
+        one.compare, one.table = ConfigDict(), ConfigDict()
         one.update_from_flattened_dict(changes)
     return one
 
@@ -79,10 +79,7 @@ def run(
     """
     for one in variations(config).values():
         check(one)
-    if mode == "evaluate":
-        records.confirm(workdir, config.to_dict(), ignore=records.EVALUATION)
-        return (collect or compare)(config, workdir, execute, mode)
-    with records.claimed(workdir, config.to_dict()):
+    with records.held(workdir, config.to_dict(), mode):
         return (collect or compare)(config, workdir, execute, mode)
 
 
@@ -120,25 +117,26 @@ def baselines(summary: dict) -> dict[str, dict]:
 
 def row(summary: dict) -> dict:
     """One run's numbers by column."""
+    return judged(summary) | {"seconds": summary["seconds"]["train"]}
+
+
+def judged(summary: dict) -> dict:
+    """The metrics of a run's posterior, and what its certificate says, None where it says nothing."""
     c = summary["certificate"]
+    estimated = None not in (c["log_z_is"], c["log_z_reference"])
     return summary["metrics"]["rtb"] | {
-        "log_z_error": None if c["log_z_reference"] is None else c["log_z_is"] - c["log_z_reference"],
+        "log_z_error": c["log_z_is"] - c["log_z_reference"] if estimated else None,
         "path_kl": c["path_kl"],
         "ess": c["ess"],
         "verdict": c["verdict"],
-        "seconds": summary["seconds"]["train"],
     }
 
 
 def table(rows: dict[str, dict], columns: dict[str, str] = COLUMNS, corner: str = "method") -> str:
     """Markdown: a line for each row, a column for each of ``columns``, which are titles by key."""
-    lines = [_line([corner, *columns.values()]), "|---" * (len(columns) + 1) + "|"]
-    lines += [_line([name, *(cell(values.get(column)) for column in columns)]) for name, values in rows.items()]
+    lines = markdown.head([corner, *columns.values()])
+    lines += [markdown.line([name, *(cell(values.get(column)) for column in columns)]) for name, values in rows.items()]
     return "\n".join(lines) + "\n"
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in cells) + " |"
 
 
 def cell(value: float | str | None) -> str:

@@ -188,6 +188,21 @@ def claimed(workdir: Path, config: dict) -> Iterator[None]:
 
 
 @contextmanager
+def held(workdir: Path, config: dict, mode: str) -> Iterator[None]:
+    """The workdir of several runs: `claimed`, or if ``mode`` is ``evaluate`` only confirmed: each run locks its own.
+
+    Raises:
+      WorkdirError: see `claimed` and `confirm`.
+    """
+    if mode == "evaluate":
+        confirm(workdir, config, ignore=EVALUATION)
+        yield
+    else:
+        with claimed(workdir, config):
+            yield
+
+
+@contextmanager
 def _giving_back(workdir: Path, missing: list[Path]) -> Iterator[None]:
     """After an error, removes a claim that nothing followed, and the folders that were ``missing`` before it."""
     ours = not (workdir / "config.json").exists()

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import evaluate, hosts, records, settings
-from experiments.compare import Finished, slug
+from experiments import compare, evaluate, hosts, markdown, records, settings
+from experiments.compare import Execute, Finished, slug
 from experiments.errors import ConfigError
 from experiments.files import replacing
 
@@ -72,16 +72,12 @@ def chosen(config: ConfigDict) -> list[Method]:
 
 def cell(config: ConfigDict, method: Method, label: str, seed: int, workdir: Path) -> tuple[ConfigDict, Path]:
     """The config of one run of the table, and its folder."""
-    one = config.copy_and_resolve_references()
-    with one.unlocked():
-        one.table = ConfigDict()
-        one.seed, one.reward.label = seed, label
-        one.update_from_flattened_dict(dict(method.changes))
-        if method.after:
-            # In full: paths in a config are relative to the repository, a workdir is to the current folder.
-            start = folder(workdir, method.after, label, seed) / "final_params.safetensors"
-            one.posterior.start = str(start.resolve())
-    return one, folder(workdir, method.name, label, seed)
+    changes = {"seed": seed, "reward.label": label} | dict(method.changes)
+    if method.after:
+        # In full: paths in a config are relative to the repository, a workdir is to the current folder.
+        start = folder(workdir, method.after, label, seed) / "final_params.safetensors"
+        changes["posterior.start"] = str(start.resolve())
+    return compare.changed(config, changes), folder(workdir, method.name, label, seed)
 
 
 def folder(workdir: Path, name: str, label: str, seed: int) -> Path:
@@ -91,7 +87,7 @@ def folder(workdir: Path, name: str, label: str, seed: int) -> Path:
 def run(
     config: ConfigDict,
     workdir: Path,
-    execute: Callable[[ConfigDict, Path, str], Finished],
+    execute: Execute,
     mode: str,
     check: Callable[[ConfigDict], Any],
 ) -> str:
@@ -116,11 +112,7 @@ def run(
         settings.check(cell(config, method, labels[0], seeds[0], workdir)[0])
     for label in labels:
         check(cell(config, methods[0], label, seeds[0], workdir)[0])
-    claim = config.to_dict() | {"table": {}}
-    if mode == "evaluate":
-        records.confirm(workdir, claim, ignore=records.EVALUATION)
-        return fill(config, methods, labels, seeds, workdir, execute, mode)
-    with records.claimed(workdir, claim):
+    with records.held(workdir, config.to_dict() | {"table": {}}, mode):
         return fill(config, methods, labels, seeds, workdir, execute, mode)
 
 
@@ -130,7 +122,7 @@ def fill(
     labels: list[str],
     seeds: list[int],
     workdir: Path,
-    execute: Callable[[ConfigDict, Path, str], Finished],
+    execute: Execute,
     mode: str,
 ) -> str:
     rows: dict[str, dict[str, dict[int, Row]]] = {}
@@ -169,12 +161,7 @@ def rows_of(summary: dict, name: str) -> dict[str, Row]:
         rows["prior"] |= {"ess": metrics["prior_ess"], "sample_seconds": seconds["prior_sample"]}
     if "exact" in rows:  # r is at most 1: rejection takes 1 / Z prior samples for each of its own.
         rows["exact"]["sample_seconds"] = seconds["prior_sample"] * float(np.exp(-c["log_z_reference"]))
-    estimated = None not in (c["log_z_is"], c["log_z_reference"])
-    rows[name] = metrics["rtb"] | {
-        "log_z_error": c["log_z_is"] - c["log_z_reference"] if estimated else None,
-        "path_kl": c["path_kl"],
-        "ess": c["ess"],
-        "verdict": c["verdict"],
+    rows[name] = compare.judged(summary) | {
         "reason": c.get("reason"),
         "train_seconds": seconds["train"] if summary["steps"] else None,
         "sample_seconds": seconds["sample"],
@@ -224,19 +211,18 @@ def write(config: ConfigDict, methods: list[Method], rows: dict, workdir: Path) 
         for name in ordered
     }
     records.write_json(workdir / "table.json", {"published_source": published["source"], "methods": every})
-    text = markdown(titles, means, rows, published)
+    text = written(titles, means, rows, published)
     with replacing(workdir / "table.md") as partial:
         partial.write_text(text)
     return text
 
 
-def markdown(titles: dict[str, str], means: dict, rows: dict, published: dict) -> str:
+def written(titles: dict[str, str], means: dict, rows: dict, published: dict) -> str:
     """The means with their spread across labels and, in brackets, across seeds; then what they are of."""
-    header = ["method", *COLUMNS.values(), *(f"published {column}" for column in published["columns"])]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = markdown.head(["method", *COLUMNS.values(), *(f"published {column}" for column in published["columns"])])
     for name, found in means.items():
         theirs = published["rows"].get(name, [""] * len(published["columns"]))
-        lines.append("| " + " | ".join([titles[name], *map(shown, found.values()), *theirs]) + " |")
+        lines.append(markdown.line([titles[name], *map(shown, found.values()), *theirs]))
     of = "runs: " + ", ".join(f"{titles[name]} {sum(map(len, rows[name].values()))}" for name in means)
     reasons = {
         titles[name]: row["reason"]

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import compare, records
+from experiments import compare, hosts, records, weights
 from experiments.control import baselines, networks, play, published
 from experiments.domains import control
 from experiments.errors import ConfigError
 from experiments.files import replacing
+from experiments.markdown import head, line
 from experiments.settings import get
 
 EMBEDDED = "hopper-medium-replay"
@@ -44,7 +45,7 @@ def find(folder: str, name: str) -> str | None:
     """
     if not folder:
         return "" if name == EMBEDDED else None
-    place = Path(folder).expanduser()
+    place = weights.locate(folder)
     if not place.is_dir():
         raise ConfigError(f"config.data.path must be a folder of data sets here, or empty, got {folder}.")
     files = [p for p in sorted(place.iterdir()) if p.suffix in (".npz", ".hdf5", ".h5")]
@@ -69,7 +70,7 @@ def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> 
         if there[name] is not None:
             cells = []
             for seed in range(config.compare.seeds):
-                print(f"== {name}, seed {seed}")
+                hosts.say(f"== {name}, seed {seed}")
                 # Between a set's own alpha and a run's.
                 every = {"reward.alpha": config.compare.alpha} if config.compare.alpha else {}
                 one = compare.changed(config, dict(changes) | every | {"seed": seed, "data.path": there[name]})
@@ -154,30 +155,22 @@ def table(result: dict) -> str:
     names = list(dict.fromkeys(name for found in result["sets"].values() for name in found["policies"]))
     names += [name for name in published.QUOTED if any(name in row for row in result["paper"].values())]
     lines = [f"D4RL-normalised scores, {result['seeds']} seeds, mean (95 % bootstrap interval).", ""]
-    lines += header("set", *(LABELS.get(name, name) for name in names))
+    lines += head(["set", *(LABELS.get(name, name) for name in names)])
     for name, found in result["sets"].items():
-        lines.append(line(name, *(score(found["policies"].get(policy)) for policy in names)))
+        lines.append(line([name, *(score(found["policies"].get(policy)) for policy in names)]))
         if name in result["paper"]:
-            lines.append(line("the paper, D4RL v2", *(result["paper"][name].get(policy, "") for policy in names)))
-    lines.append(line("ms an action", *(latency(result["sets"], policy) for policy in names)))
+            lines.append(line(["the paper, D4RL v2", *(result["paper"][name].get(policy, "") for policy in names)]))
+    lines.append(line(["ms an action", *(latency(result["sets"], policy) for policy in names)]))
     columns = (*CERTIFICATE.values(), "Q over the prior's", "Q - reference", "trusted", "seconds", "verdicts")
-    lines += ["", "RTB in recorded states, means over seeds.", "", *header("set", "run", *columns)]
+    lines += ["", "RTB in recorded states, means over seeds.", "", *head(["set", "run", *columns])]
     for name, found in result["sets"].items():
         for run, values in found["runs"].items():
             verdicts = ", ".join(sorted(set(values["verdicts"])))
             numbers = (compare.cell(value) for field, value in values.items() if field != "verdicts")
-            lines.append(line(name, run, *numbers, verdicts))
+            lines.append(line([name, run, *numbers, verdicts]))
     if result["left out"]:
         lines += ["", f"No data for {', '.join(result['left out'])}."]
     return "\n".join(lines) + "\n"
-
-
-def header(*columns: str) -> list[str]:
-    return [line(*columns), "|---" * len(columns) + "|"]
-
-
-def line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def score(found: dict | None) -> str:

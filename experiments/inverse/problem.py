@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import data
+from experiments import data, weights
 from experiments.errors import ConfigError, checking
 from experiments.settings import one_of
 from experiments.streams import stream
@@ -108,8 +108,9 @@ def make(config: ConfigDict, shape: tuple[int, int, int], from_prior: Float[np.n
     if asked.measurement:
         if wanted > 1:
             raise ConfigError("config.reward.problems must be 0 with config.reward.measurement: it is a single one.")
-        y = read(Path(asked.measurement), operator.measured.shape)
-        return Problems(operator, asked.noise, jnp.asarray(y[None]), None, Path(asked.measurement).name)
+        path = weights.locate(asked.measurement)
+        y = read(path, operator.measured.shape)
+        return Problems(operator, asked.noise, jnp.asarray(y[None]), None, path.name)
     if asked.truth == "data":
         found = data.load(config.data.set, config.data.path, "test")
         images, source = found.images, found.source

@@ -23,3 +23,10 @@ hypothesis.settings.load_profile("rtbjax")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def packages():
+    """torch and transformers, where a hosted model can be tested."""
+    torch = pytest.importorskip("torch", reason="a hosted model needs the extra 'lm'")
+    return torch, pytest.importorskip("transformers", reason="a hosted model needs the extra 'lm'")

@@ -28,12 +28,6 @@ def test_without_the_packages_one_sentence_says_what_to_install(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def packages():
-    torch = pytest.importorskip("torch", reason="a hosted model needs the extra 'lm'")
-    return torch, pytest.importorskip("transformers", reason="a hosted model needs the extra 'lm'")
-
-
-@pytest.fixture(scope="module")
 def folder(packages, tmp_path_factory):
     torch, transformers = packages
     import tokenizers

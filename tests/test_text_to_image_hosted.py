@@ -26,12 +26,6 @@ def test_the_term_needs_a_model():
 
 
 @pytest.fixture(scope="module")
-def packages():
-    torch = pytest.importorskip("torch", reason="a hosted model needs the extra 'lm'")
-    return torch, pytest.importorskip("transformers", reason="a hosted model needs the extra 'lm'")
-
-
-@pytest.fixture(scope="module")
 def folder(packages, tmp_path_factory):
     torch, transformers = packages
     path = tmp_path_factory.mktemp("clip")

@@ -12,11 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments import weights
-from experiments.data import DataError
-from experiments.errors import UserError
+from experiments import hugging_face
 from experiments.stories.words import Vocabulary
-from rtbjax.nets.pretrained import folder as folders
 
 AT_ONCE = 16  # Texts in a forward pass: their logits over GPT-2's vocabulary fill a quarter of a gigabyte.
 
@@ -37,29 +34,14 @@ class HostedLanguageModel:
           UserError: torch or transformers are missing.
           DataError: no such folder or hub id, or none that holds a causal language model.
         """
-        try:
-            import torch  # pyright: ignore[reportMissingImports]
-            import transformers  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UserError(
-                "config.reward.model needs the packages torch and transformers: "
-                f'pip install -e ".[lm]" ({error.name} is missing).'
-            ) from error
-        try:
-            folder = folders.locate(weights.locate_model(model))
-        except folders.PretrainedError as error:
-            raise DataError(f"config.reward.model: {error}") from error
-        try:
+        torch, transformers = hugging_face.packages("reward.model")
+        with hugging_face.reading("reward.model", model, "no causal language model") as folder:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             network = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
-        except Exception as error:  # Of many kinds, and none of them is about anything but the folder.
-            reason = str(error).strip().partition("\n")[0]
-            raise DataError(f"config.reward.model: {folder} holds no causal language model ({reason}).") from error
         self._torch, self._vocabulary = torch, vocabulary
-        self.fingerprint = weights.fingerprint({name: p.numpy() for name, p in network.state_dict().items()})
-        self._network = network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self._network, self.fingerprint = hugging_face.ready(network, torch)
 
     def log_reward(self, z: Array, cond: dict[str, Array]) -> Float[np.ndarray, " B"]:
         """log p(y | x, z) of infills in their stories, on the host."""

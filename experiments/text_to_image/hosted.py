@@ -8,11 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments import weights
-from experiments.data import DataError
-from experiments.errors import UserError
+from experiments import hugging_face
 from experiments.text_to_image.rewards import to_bytes
-from rtbjax.nets.pretrained import folder as folders
 
 AT_ONCE = 32  # Pictures in a forward pass.
 
@@ -33,30 +30,15 @@ class HostedClip:
           UserError: torch or transformers are missing.
           DataError: no such folder or hub id, or none that holds a CLIP model.
         """
-        try:
-            import torch  # pyright: ignore[reportMissingImports]
-            import transformers  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UserError(
-                f'config.reward.clip needs the packages torch and transformers: pip install -e ".[lm]" '
-                f"({error.name} is missing)."
-            ) from error
-        try:
-            folder = folders.locate(weights.locate_model(model))
-        except folders.PretrainedError as error:
-            raise DataError(f"config.reward.clip: {error}") from error
-        try:
+        torch, transformers = hugging_face.packages("reward.clip")
+        with hugging_face.reading("reward.clip", model, "no CLIP model") as folder:
             network = transformers.CLIPModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            ).eval()
+            )
             tokenizer = transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
             self._look = transformers.CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # Of many kinds, and none of them is about anything but the folder.
-            reason = str(error).strip().partition("\n")[0]
-            raise DataError(f"config.reward.clip: {folder} holds no CLIP model ({reason}).") from error
         self._torch = torch
-        self.fingerprint = weights.fingerprint({name: p.numpy() for name, p in network.state_dict().items()})
-        self._network = network.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._network, self.fingerprint = hugging_face.ready(network, torch)
         words = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(self._network.device)
         with torch.inference_mode():
             texts = self._network.text_projection(self._network.text_model(**words).pooler_output)

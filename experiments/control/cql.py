@@ -33,9 +33,7 @@ class SquashedPolicy(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Float[Array, "B S"]) -> Gaussian:
-        h = observations
-        for _ in range(2):
-            h = nn.relu(nn.Dense(self.width)(h))
+        h = learning.hidden(observations, self.width)
         mean, log_std = jnp.split(nn.Dense(2 * self.features)(h), 2, axis=-1)
         return Gaussian(mean, jnp.exp(jnp.clip(log_std, *LOG_STD)))
 
@@ -109,7 +107,7 @@ def train(data: Batch, settings: ConfigDict, *, discount: float, key: Array, wor
 
     Args:
       data: all transitions.
-      settings: ``width``, ``conservatism``, and those of `experiments.control.learning.train`.
+      settings: ``conservatism``, and those of `experiments.control.learning.train`.
       discount: gamma.
       key: of weights and batches.
       workdir: for checkpoints.
@@ -117,10 +115,8 @@ def train(data: Batch, settings: ConfigDict, *, discount: float, key: Array, wor
     Raises:
       experiments.finite.Diverged: loss or parameters are no longer finite.
     """
-    init_key, train_key = jax.random.split(key)
-    params = init(init_key, settings.width, data.observations.shape[1], data.actions.shape[1])
 
     def total(params, targets, key, batch):
         return loss(params, targets, key, batch, discount=discount, conservatism=settings.conservatism)
 
-    return learning.train(total, params, ("q",), data, settings, key=train_key, workdir=workdir, label="CQL")[0]
+    return learning.train(total, init, ("q",), data, settings, key=key, workdir=workdir, label="CQL")[0]

@@ -56,7 +56,7 @@ def train(data: Batch, process: Process, settings: ConfigDict, *, discount: floa
     Args:
       data: all transitions.
       process: the policy's chain.
-      settings: ``width``, ``q_weight``, and those of `experiments.control.learning.train`.
+      settings: ``q_weight``, and those of `experiments.control.learning.train`.
       discount: gamma.
       key: of weights and batches.
       workdir: for checkpoints.
@@ -64,11 +64,9 @@ def train(data: Batch, process: Process, settings: ConfigDict, *, discount: floa
     Raises:
       experiments.finite.Diverged: loss or parameters are no longer finite.
     """
-    init_key, train_key = jax.random.split(key)
-    params = init(init_key, settings.width, data.observations.shape[1], data.actions.shape[1])
 
     def total(params, targets, key, batch):
         return loss(params, targets, key, batch, process=process, discount=discount, q_weight=settings.q_weight)
 
-    arguments = dict(key=train_key, workdir=workdir, label="D-QL", clip_norm=1.0)
-    return learning.train(total, params, ("policy", "q"), data, settings, **arguments)[1]
+    arguments = dict(key=key, workdir=workdir, label="D-QL", clip_norm=1.0)
+    return learning.train(total, init, ("policy", "q"), data, settings, **arguments)[1]

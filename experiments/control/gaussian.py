@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments.control.learning import Batch, draw
+from experiments.control.learning import Batch, draw, hidden
 from experiments.pretrain import fit
 from rtbjax.kernels import Gaussian
 
@@ -31,9 +31,7 @@ class GaussianPolicy(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Float[Array, "B S"]) -> Gaussian:
-        h = observations
-        for _ in range(2):
-            h = nn.relu(nn.Dense(self.width)(h))
+        h = hidden(observations, self.width)
         log_std = self.param("log_std", nn.initializers.zeros, (self.features,))
         return Gaussian(jnp.tanh(nn.Dense(self.features)(h)), jnp.exp(jnp.clip(log_std, *LOG_STD))[None])
 

@@ -29,9 +29,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B d"]) -> Float[Array, " B"]:
-        for _ in range(2):
-            x = nn.relu(nn.Dense(self.width)(x))
-        return nn.Dense(1)(x)[:, 0]
+        h = learning.hidden(x, self.width)
+        return nn.Dense(1)(h)[:, 0]
 
 
 @partial(jax.jit, static_argnames=("width", "observation_dim", "action_dim"))
@@ -87,7 +86,7 @@ def train(data: Batch, settings: ConfigDict, *, key: Array, workdir: Path) -> Py
 
     Args:
       data: all transitions.
-      settings: ``width``, ``expectile``, ``discount``, and those of `experiments.control.learning.train`.
+      settings: ``expectile``, ``discount``, and those of `experiments.control.learning.train`.
       key: of weights and batches.
       workdir: for checkpoints.
 
@@ -97,12 +96,10 @@ def train(data: Batch, settings: ConfigDict, *, key: Array, workdir: Path) -> Py
     Raises:
       experiments.finite.Diverged: loss or parameters are no longer finite.
     """
-    init_key, train_key = jax.random.split(key)
-    params: Any = init(init_key, settings.width, data.observations.shape[1], data.actions.shape[1])
     constants = dict(expectile=settings.expectile, discount=settings.discount)
 
     def total(params, targets, key, batch):
         return loss(params, targets["q"], batch, **constants)
 
-    last, targets = learning.train(total, params, ("q",), data, settings, key=train_key, workdir=workdir, label="IQL")
+    last, targets = learning.train(total, init, ("q",), data, settings, key=key, workdir=workdir, label="IQL")
     return {"q": targets["q"], "v": last["v"]}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,13 @@ def batch_of(found: Transitions, norm: Normaliser) -> Batch:
     )
 
 
+def hidden(x: Float[Array, "B d"], width: int) -> Float[Array, "B {width}"]:
+    """Two layers of rectified units, part of the compact module that calls it and named as its next ones."""
+    for _ in range(2):
+        x = nn.relu(nn.Dense(width)(x))
+    return x
+
+
 def draw(key: Array, data: PyTree, size: int) -> PyTree:
     """Rows of every array, with replacement."""
     rows = jax.random.randint(key, (size,), 0, len(jax.tree.leaves(data)[0]), jnp.int32)
@@ -55,7 +63,7 @@ def draw(key: Array, data: PyTree, size: int) -> PyTree:
 
 def train(
     loss: Callable[[Any, Any, Array, Batch], Float[Array, ""]],
-    params: Any,
+    init: Callable[[Array, int, int, int], Any],
     lagging: tuple[str, ...],
     data: Batch,
     settings: ConfigDict,
@@ -69,12 +77,12 @@ def train(
 
     Args:
       loss: ``(params, targets, key, batch) -> f32[]``.
-      params: at the start, by name.
+      init: ``(key, width, observation_dim, action_dim) -> params`` at the start, by name.
       lagging: names of the parameters that have targets.
       data: all transitions, of which batches are drawn with replacement.
-      settings: ``batch_size``, ``learning_rate``, ``target_rate`` (of the exponential average), and those of
+      settings: ``width``, ``batch_size``, ``learning_rate``, ``target_rate`` (of the exponential average), and those of
         `experiments.pretrain.iterate`.
-      key: of batches and of what is random in the loss.
+      key: of weights, of batches and of what is random in the loss.
       workdir: for checkpoints.
       label: of the progress bar.
       clip_norm: bound on the gradient's norm, or None.
@@ -85,7 +93,9 @@ def train(
     Raises:
       experiments.finite.Diverged: loss or parameters are no longer finite.
     """
-    batch_key, loss_key = jax.random.split(key)
+    init_key, train_key = jax.random.split(key)
+    batch_key, loss_key = jax.random.split(train_key)
+    params = init(init_key, settings.width, data.observations.shape[1], data.actions.shape[1])
     adam = optax.adam(settings.learning_rate)
     optimizer = adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)
 

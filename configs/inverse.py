@@ -17,6 +17,7 @@ the prior's and those of diffusion posterior sampling (DPS).
 """
 
 from configs.base import base, check_variant
+from configs.mnist import set_prior
 
 OPERATORS = ("super_resolution", "deblurring", "phase_retrieval")
 VARIANTS = ("", *OPERATORS, "calibration", "smoke")
@@ -26,16 +27,7 @@ def get_config(variant: str = ""):
     check_variant("configs/inverse.py", variant, VARIANTS)
     config = base()
     config.domain = "inverse"
-    config.data.set = "mnist"
-    config.prior = {
-        "weights": "weights/mnist_prior.safetensors",
-        "network": {"patch": 2, "channels": (32, 128), "num_blocks": (1, 1)},
-    }
-    config.process.num_steps = 32
-    config.process.spacing = "log_snr"
-    config.process.variance = "fixed_small"
-    config.process.min_std = 0.15
-    config.process.clip_x0 = 0.0  # 0: no clipping.
+    set_prior(config)
     config.reward.operator = variant if variant in OPERATORS else "inpainting"
     config.reward.noise = 0.3  # Standard deviation of the measurement; pixels lie in [-1, 1].
     config.reward.box = (14, 0, 14, 28)  # Top, left, height and width of what inpainting does not see.

@@ -33,22 +33,27 @@ from configs.published import MNIST, MNIST_EVEN_ODD, beside
 VARIANTS = ("", "full", "conditional", "value", "table2", "table2_even_odd", "table2_smoke", "smoke")
 
 
-def get_config(variant: str = ""):
-    check_variant("configs/mnist.py", variant, VARIANTS)
-    config = base()
-    config.domain = "images"
+def set_prior(config) -> None:
+    """The prior of digits and its chain."""
     config.data.set = "mnist"
     config.prior = {
         "weights": "weights/mnist_prior.safetensors",
         "network": {"patch": 2, "channels": (32, 128), "num_blocks": (1, 1)},
     }
-    config.reward.label = "7"
-    config.reward.weights = "weights/mnist_classifier.safetensors"
     config.process.num_steps = 32
     config.process.spacing = "log_snr"
     config.process.variance = "fixed_small"
     config.process.min_std = 0.15
     config.process.clip_x0 = 0.0  # 0: no clipping.
+
+
+def get_config(variant: str = ""):
+    check_variant("configs/mnist.py", variant, VARIANTS)
+    config = base()
+    config.domain = "images"
+    set_prior(config)
+    config.reward.label = "7"
+    config.reward.weights = "weights/mnist_classifier.safetensors"
     config.posterior.kind = "steered"
     config.value = {"weights": "weights/mnist_value.safetensors"}  # Serves every label.
     config.steer.steps = 1000

@@ -209,7 +209,8 @@ def build(config: ConfigDict) -> Domain:
         learner = guided(config, process, prior, log_reward)
     else:
         learner = steered(key, config, process)
-        value = make_value(config) if config.objective.beta == 1.0 else None
+        judges = config.eval.sampler == "smc_posterior" and config.objective.beta == 1.0
+        value = make_value(config) if steers or judges else None
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}

@@ -50,7 +50,6 @@ except ImportError as error:
 
 LENGTHS, BATCHES = (50, 100, 200), (250, 500, 1000)  # Whose times are compared.
 LONG = 1000  # Steps of the longer chain whose memory is compared.
-AGREEMENT = 1e-5  # Of the networks in JAX and PyTorch, relative to the largest value.
 
 compilations = 0
 
@@ -71,8 +70,8 @@ def torch_rows(name: str, config, domain) -> dict[str, ours.Phases]:
         return {}
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     apart = pytorch.disagreement(config, domain, jax.random.key(1))
-    if not apart <= AGREEMENT:
-        sys.exit(f"{name}: PyTorch's networks differ from ours by {apart:.2g}, which must be at most {AGREEMENT}.")
+    if not apart <= pytorch.AGREEMENT:
+        sys.exit(f"{name}: PyTorch's networks differ from ours by {apart:.2g}, which must be at most {pytorch.AGREEMENT}.")
     rows = {
         "PyTorch autograd": {"step": pytorch.autograd(config, pytorch.problem(config, domain))},
         "PyTorch two-pass": {"step": pytorch.two_pass(config, pytorch.problem(config, domain))},

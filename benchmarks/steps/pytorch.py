@@ -20,6 +20,9 @@ from experiments.control.behaviour_prior import MAX_LATENT, TRAIN_STEPS
 from experiments.domains import control, images
 from experiments.domains.base import Domain
 
+# Single precision, whose rounding differs between machines: 1e-6 to 1e-5. Another network is off by a tenth.
+AGREEMENT = 1e-4
+
 
 class Normal(NamedTuple):
     """A step of a Gaussian chain."""

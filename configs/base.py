@@ -81,7 +81,7 @@ def base() -> ConfigDict:
     config.behaviour.widen_hold = 0  # ... for so many steps,
     config.behaviour.widen_until = 1  # ... then falling linearly to 0 at this one.
 
-    # Before RTB, a steered posterior regresses its score on the gradient of a value, along its own paths.
+    # Before RTB, a posterior with a score regresses it on the gradient of a value, along its own paths.
     config.steer = regression(
         steps=0, batch_size=8, optimizer="muon", learning_rate=2e-2, weight_decay=0.0, checkpoint_every=100
     )

@@ -6,6 +6,7 @@ RTB's gradient noisy far from balance.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.domains.base import Domain, rows
 from experiments.pretrain import fit
-from rtbjax import LearnedStd, Policy, Trajectory, losses, rollout
+from rtbjax import LearnedStd, Policy, Trajectory, guidance, losses, rollout
 
 
 def run(
@@ -51,14 +52,12 @@ def conditions(domain: Domain, key: Array, count: int) -> PyTree | None:
 def value_gradients(domain: Domain, params: PyTree, xs: Array, cond: PyTree | None = None) -> Float[Array, "T B *E"]:
     """Gradient of log h at ``xs[1:]``; at the data log h is log r."""
     assert domain.value is not None
-    process, log_h = domain.process, domain.value.log_h
+    log_h_after = guidance.value_after(domain.process, partial(domain.value.log_h, params), domain.log_reward)
 
     def one(_, i):
-        return None, jax.grad(lambda x: jnp.sum(log_h(params, x, process.time(i), cond)))(xs[i])
+        return None, jax.grad(lambda x: jnp.sum(log_h_after(x, i, cond)))(xs[i + 1])
 
-    _, before = jax.lax.scan(one, None, jnp.arange(1, process.num_steps))
-    at_data = jax.grad(lambda x: jnp.sum(domain.log_reward(x, cond)))(xs[-1])
-    return jnp.concatenate([before, at_data[None]])
+    return jax.lax.scan(one, None, jnp.arange(domain.process.num_steps))[1]
 
 
 def steering(domain: Domain, policy: Policy, paths: Trajectory, targets: Array) -> Float[Array, " B"]:

@@ -36,6 +36,54 @@ def classifier_guidance(
     return Policy({}, _steer, look)
 
 
+def value_guidance(
+    process: Process,
+    log_h: Callable[[Array, Float[Array, ""], Any], Array],
+    log_reward: Callable[[Array, Any], Array],
+    *,
+    strength: float = 1.0,
+    clip: float = 100.0,
+) -> Policy:
+    """Adds ``strength * grad log h``, of a learned value, taken at the mean of the prior's step to the next state.
+
+    Exact up to the step size where the value is (Doob's h-transform): the law of the next state is the prior's times
+    ``h(x') = E[r | x']``, and near the mean log h is linear.
+
+    Args:
+      process: the chain, Gaussian.
+      log_h: differentiable ``(x, t, cond) -> f32[B]``.
+      log_reward: differentiable ``(x, cond) -> f32[B]``, which log h is at the data.
+      strength: 1 is the formula.
+      clip: bound on every entry of the gradient.
+    """
+    log_h_after = value_after(process, log_h, log_reward)
+
+    def look(output, x, t, cond):
+        i = process.step_at(t)
+        law: Any = process.reverse(output, x, i)
+        gradient = jax.grad(lambda mean: jnp.sum(log_h_after(mean, i, cond)))(law.mean)
+        return {"output": output, "score": strength * jnp.clip(gradient, -clip, clip)}
+
+    return Policy({}, _steer, look)
+
+
+def value_after(
+    process: Process,
+    log_h: Callable[[Array, Float[Array, ""], Any], Array],
+    log_reward: Callable[[Array, Any], Array],
+) -> Callable[[Array, Int[Array, ""], Any], Float[Array, " B"]]:
+    """``(xs[i + 1], i, cond) -> log h`` of the state that step i led to; at the data it is log r."""
+    last = process.num_steps - 1
+
+    def before_data(x, i, cond):
+        return log_h(x, process.time(jnp.minimum(i + 1, last)), cond)
+
+    def at_data(x, i, cond):
+        return log_reward(x, cond)
+
+    return lambda x, i, cond: jax.lax.cond(i == last, at_data, before_data, x, i, cond)
+
+
 def posterior_sampling(
     process: Process,
     prior: Policy,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import GaussianData
+from oracles import GaussianData, QuadraticGaussian
 
 import rtbjax
 from rtbjax import guidance
@@ -27,8 +27,12 @@ def monte_carlo(process, prior, log_reward, **arguments):
     return guidance.loss_guidance(process, prior, log_reward, lambda i: jnp.float32(0.0), num_samples=2, **arguments)
 
 
+def value(process, prior, log_reward, **arguments):
+    return guidance.value_guidance(process, lambda x, t, cond: log_reward(x, cond), log_reward, **arguments)
+
+
 KINDS = pytest.mark.parametrize(
-    "make", [classifier, guidance.posterior_sampling, monte_carlo], ids=lambda make: make.__name__
+    "make", [classifier, guidance.posterior_sampling, monte_carlo, value], ids=lambda make: make.__name__
 )
 
 
@@ -57,6 +61,25 @@ def test_posterior_sampling_differentiates_through_the_denoiser(prediction):
         score = guided.look(prior(x, t, None), x, t, None)["score"]
         gain = np.sqrt(a) * data.std**2 / (a * data.std**2 + 1.0 - a)
         np.testing.assert_allclose(score, np.broadcast_to(2.0 * gain * SLOPE, x.shape), rtol=2e-3)
+
+
+def test_value_guidance_takes_the_gradient_at_the_mean_of_the_prior_s_step():
+    """Of the exact value of a chain with a quadratic log r; at the last step of log r itself."""
+    chain = QuadraticGaussian()
+    slopes, curves = np.asarray(chain.following, np.float32).T
+
+    def log_h(x, t, cond):  # Of the state that is at time t; the data come after the last time.
+        before = chain.process.step_at(t) - 1
+        return jnp.sum(jnp.asarray(slopes)[before] * x - 0.5 * jnp.asarray(curves)[before] * x**2, axis=-1)
+
+    guided = guidance.value_guidance(chain.process, log_h, lambda x, cond: chain.log_reward(x))
+    x = jax.random.normal(jax.random.key(0), (5, 1))
+    for i in range(chain.num_steps):
+        t = chain.process.time(jnp.int32(i))
+        output = chain.prior(x, t, None)
+        mean = chain.process.reverse(output, x, jnp.int32(i)).mean
+        score = guided.look(output, x, t, None)["score"]
+        np.testing.assert_allclose(score, slopes[i] - curves[i] * np.asarray(mean), rtol=1e-4, atol=1e-5)
 
 
 @KINDS

@@ -116,6 +116,25 @@ def test_one_posterior_for_many_labels(tmp_path):
     assert float(jnp.abs(score(0) - score(1)).max()) > 1e-4
 
 
+def test_a_posterior_guided_by_the_value_starts_as_that_guide():
+    """And its score then moves it, of which `inverse` has the same."""
+    config = changed(get_config("smoke"), objective__beta=0.5, steer__steps=0)
+    domain = images.build(config)
+    process, value = domain.process, images.make_value(config)
+    i, x = jnp.int32(2), jax.random.normal(jax.random.key(0), (3, 28, 28, 1))
+    t = process.time(i)
+    output = domain.prior(x, t, None)
+    features = domain.posterior.look(output, x, t, None)
+    mean = process.reverse(output, x, i).mean
+    gradient = jax.grad(lambda x: jnp.sum(value.log_h(value.params, x, process.time(i + 1), None)))(mean)
+    assert float(jnp.abs(gradient).max()) > 0.01
+    np.testing.assert_allclose(domain.posterior(x, t, None, features).score, 0.5 * gradient, rtol=1e-3, atol=1e-5)
+    params = domain.posterior.params
+    stronger = params | {"log_strength": params["log_strength"].at[i].set(jnp.log(2.0))}
+    found = domain.posterior.apply_fn(stronger, x, t, None, features).score
+    np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-5)
+
+
 def test_a_value_of_r_does_not_steer_a_power_of_r():
     with pytest.raises(ConfigError, match="steer.steps must be 0 unless config.objective.beta is 1"):
         images.build(changed(get_config(), objective__beta=2.0))

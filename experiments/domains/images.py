@@ -37,6 +37,7 @@ from rtbjax.train import make_rollout
 
 VALUE_LEVELS = 128  # Noise levels the value is trained on, so that it serves shorter chains of any length.
 SCORE_SCALE = 0.05  # A score of this size per pixel, in units of 1 / std, is worth about a nat a step.
+STEERED = ("steered", "value_guided")  # By a score that the value teaches first.
 GUIDED = ("classifier_guidance", "posterior_sampling", "loss_guidance")  # Nothing to train.
 CLASSIFIERS = {"mnist": Classifier, "cifar10": ResNet}
 
@@ -175,7 +176,7 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: an unknown label or parametrisation.
       WeightsError: the prior's or the classifier's weights cannot be read.
     """
-    one_of(config, "posterior.kind", ("full", "lora", "correction", "steered", *GUIDED))
+    one_of(config, "posterior.kind", ("full", "lora", "correction", *STEERED, *GUIDED))
     one_of(config, "process.spacing", ("leading", "trailing", "linspace", "log_snr"))
     one_of(config, "process.variance", ("fixed_large", "fixed_small"))
     data_unread(config)
@@ -183,12 +184,12 @@ def build(config: ConfigDict) -> Domain:
     conditional = len(asked) > 1
     check_group(config, len(asked) if conditional else 0)
     if conditional:  # The prior's network has no place for a label.
-        one_of(config, "posterior.kind", ("correction", "steered", *GUIDED))
+        one_of(config, "posterior.kind", ("correction", *STEERED, *GUIDED))
     if config.posterior.kind in GUIDED:
         no_training(config)
-    if config.posterior.kind != "steered":
+    if config.posterior.kind not in STEERED:
         no_warm_start(config, f"config.posterior.kind={config.posterior.kind} does not follow a value")
-    steers = config.posterior.kind == "steered" and config.steer.steps > 0
+    steers = config.posterior.kind in STEERED and config.steer.steps > 0
     if steers and config.objective.beta != 1.0:
         raise ConfigError(
             "config.steer.steps must be 0 unless config.objective.beta is 1: the value is that of r itself."
@@ -208,9 +209,10 @@ def build(config: ConfigDict) -> Domain:
     elif config.posterior.kind in GUIDED:
         learner = guided(config, process, prior, log_reward)
     else:
-        learner = steered(key, config, process)
+        guides = config.posterior.kind == "value_guided"
         judges = config.eval.sampler == "smc_posterior" and config.objective.beta == 1.0
-        value = make_value(config) if steers or judges else None
+        value = make_value(config) if guides or steers or judges else None
+        learner = value_guided(key, config, process, value, log_reward) if guides else steered(key, config, process)
     if config.posterior.learn_variance:
         steps = config.process.num_steps
         table = {"log_std": jnp.zeros((steps, 1, 1, 1))}
@@ -312,6 +314,34 @@ def steered(key, config: ConfigDict, process: Process) -> Policy:
 
     params = jax.jit(net.init)(key, blank(config, 2), jnp.float32(0.0))["params"]
     return posterior.steered(params, score)
+
+
+def value_guided(key, config: ConfigDict, process: Process, value: Value, log_reward) -> Policy:
+    """Starts as the prior guided by the value, whose gradient every step then takes."""
+    beta = config.objective.beta
+    guide = guidance.value_guidance(
+        process,
+        lambda x, t, cond: beta * value.log_h(value.params, x, t, cond),
+        lambda x, cond: beta * log_reward(x, cond),
+    )
+    return with_score(key, config, process, guide, labelled_unet(config))
+
+
+def with_score(key, config: ConfigDict, process: Process, guide: Policy, net: UNet) -> Policy:
+    """The guide with a strength for each step, plus the score of a smaller U-Net, which sees what the guide says."""
+
+    def change(params, x, t, cond, steered):
+        i = process.step_at(t)
+        std = process.reverse(steered.output, x, i).std
+        seen = jnp.concatenate([x, process.denoise(steered.output, x, i), std * steered.score], axis=-1)
+        own: Any = net.apply({"params": params["network"]}, seen, t, None if net.num_classes is None else cond)
+        return jnp.exp(params["log_strength"][i]) * steered.score + SCORE_SCALE / std * own
+
+    params = {
+        "network": jax.jit(net.init)(key, blank(config, 3), jnp.float32(0.0))["params"],
+        "log_strength": jnp.zeros(process.num_steps),
+    }
+    return posterior.guided(guide, params, change)
 
 
 def make_value(config: ConfigDict) -> Value:

@@ -109,20 +109,7 @@ def make_conditions(config: ConfigDict, trained_on: Problems, evaluated: Problem
 def guided(config: ConfigDict, process: Process, guide: Policy, operator: inverse.Operator) -> Policy:
     """The guide with a strength for each step, the score of a small U-Net, and perhaps step variances."""
     net, steps = images.small_unet(config, images.shape(config)[-1]), process.num_steps
-    key = stream(config.seed, "posterior")
-
-    def change(params, x, t, cond, steered):
-        i = process.step_at(t)
-        std = process.reverse(steered.output, x, i).std
-        seen = jnp.concatenate([x, process.denoise(steered.output, x, i), std * steered.score], axis=-1)
-        own = images.SCORE_SCALE / std * net.apply({"params": params["network"]}, seen, t)
-        return jnp.exp(params["log_strength"][i]) * steered.score + own
-
-    params = {
-        "network": jax.jit(net.init)(key, images.blank(config, 3), jnp.float32(0.0))["params"],
-        "log_strength": jnp.zeros(steps),
-    }
-    learner = posterior.guided(guide, params, change)
+    learner = images.with_score(stream(config.seed, "posterior"), config, process, guide, net)
     if not config.posterior.learn_variance:
         return learner
     # Of every step one number for all pixels, and one for those that were seen: a measurement narrows these alone.

@@ -56,9 +56,9 @@ def get_config(variant: str = ""):
     config.reward.weights = "weights/mnist_classifier.safetensors"
     config.posterior.kind = "value_guided"  # steered: a third of the cost a sample, and farther.
     config.value = {"weights": "weights/mnist_value.safetensors"}  # Serves every label.
-    config.steer.steps = 1000
+    config.steer.steps = 500
     config.steer.learning_rate = 1e-2
-    config.steer.strength = 1.6
+    config.steer.strength = 1.5
     config.posterior.num_samples = 10  # Of loss_guidance.
     config.posterior.rank = 8
     config.posterior.select = "kernel"
@@ -79,6 +79,7 @@ def get_config(variant: str = ""):
     config.pretrain.learning_rate = 2e-3
     config.pretrain.weight_decay = 1e-3
     if variant == "full":
+        config.steer.steps = 1000
         config.train.steps = 800
         config.eval.num_samples = 2_000
     if variant == "conditional":
@@ -97,7 +98,6 @@ def get_config(variant: str = ""):
         config.pretrain.weight_decay = 1e-2
     if variant.startswith("table2"):
         even_odd = variant == "table2_even_odd"
-        config.steer.steps = 720  # With this RTB takes the 13 minutes of the header.
         config.table = {
             "runs": methods(2 if variant == "table2_smoke" else 160),
             "methods": (),  # Of these; (): all.

@@ -5,6 +5,8 @@ first: so a beginning is moved to the end of its slot, where the middle goes on 
 but this.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
@@ -56,7 +58,8 @@ def denoise(
     text = jnp.concatenate([before, z] if after is None else [before, z, after], axis=1)
     # Padding is the last of our tokens, and what it stands for one of the model's; masks are the first beyond either's.
     text = jnp.where(text == pad, end, jnp.where(text == vocabulary.size, net.vocab_size, text))
-    found = net.apply({"params": params}, text, t)[:, before.shape[1] : before.shape[1] + z.shape[1]]
+    every: Any = net.apply({"params": params}, text, t)
+    found = every[:, before.shape[1] : before.shape[1] + z.shape[1]]
     return jnp.concatenate([found.at[..., end].set(-jnp.inf), found[..., end : end + 1]], axis=-1)
 
 

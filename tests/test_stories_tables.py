@@ -46,7 +46,7 @@ def test_every_seed_has_both_runs_and_what_learns_from_endings_is_made_once(conf
     execute = Recorder()
     text = filled(config, tmp_path / "w", execute)
     kinds = [(one.process.reveals, one.seed) for one, _ in execute.ran]
-    assert kinds == [(reveals, seed) for seed in (0, 1) for reveals in ("one_by_one", "left_to_right")]
+    assert kinds == [(reveals, seed) for reveals in ("one_by_one", "left_to_right") for seed in (0, 1)]
     assert len({folder for _, folder in execute.ran}) == 4
     for one, _ in execute.ran:
         named = tuple(bool(weight) for weight in one.baselines.values())
@@ -71,6 +71,23 @@ def test_rows_are_means_over_seeds_beside_the_papers(config, tmp_path, monkeypat
     assert found["rows"]["diffusion, RTB"]["log_reward"]["seeds"] == [-2.0, -3.0]
 
 
+def test_a_table_that_was_stopped_shows_what_there_is(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(stories, "pretrain", pretrain)
+    answer = Recorder()
+
+    def stops(config, workdir, mode):
+        if config.process.reveals == "left_to_right":
+            raise KeyboardInterrupt
+        return answer(config, workdir, mode)
+
+    with pytest.raises(KeyboardInterrupt):
+        filled(config, tmp_path / "w", stops)
+    lines = (tmp_path / "w" / "comparison.md").read_text().splitlines()
+    assert "2 of the diffusion and 0 of the language model" in lines[0]
+    assert "| language model, GFlowNet (RTB) |  |  | .019±.001 | .031±.002 | .102±.005 |" in lines
+    assert sum("`consistent`" in line for line in lines) == 2
+
+
 def test_one_seed_has_no_spread_and_none_is_refused(config, tmp_path, monkeypatch):
     monkeypatch.setattr(stories, "pretrain", pretrain)
     text = filled(changed(config, compare__seeds=1), tmp_path / "w", Recorder())
@@ -82,6 +99,6 @@ def test_one_seed_has_no_spread_and_none_is_refused(config, tmp_path, monkeypatc
 
 def test_sets_of_the_table_are_those_of_the_runs(config):
     """What the config's runs call their sets; see test_stories.py."""
-    masked = {"prior", "rtb", "clamped", "autoregressive", "best_of", "smc", "exact", "grammar", *tables.SUPERVISED}
+    masked = {"prior", "rtb", "clamped", "autoregressive", "best_of", "smc", "grammar", *tables.SUPERVISED}
     assert {row.set for row in tables.ROWS if row.run == tables.DIFFUSION} == masked
     assert {row.run for row in tables.ROWS} == {name for name, _ in config.compare.runs}

@@ -47,7 +47,6 @@ ROWS = (
     Row("diffusion, SMC", DIFFUSION, "smc"),
     Row("diffusion, RTB", DIFFUSION, "rtb", (".025±.002", ".045±.002", ".156±.003")),
     Row("diffusion, supervised", DIFFUSION, "supervised", (".031±.002", ".057±.004", ".182±.005")),
-    Row("exact, of RTB's target", DIFFUSION, "exact"),
     Row("true p(z given x, y)", DIFFUSION, "grammar"),
 )
 PAPER = ("BLEU-4", "GLEU-4", "BERTScore")
@@ -67,7 +66,9 @@ JUDGED = ("log_z_is", "log_z_reference", "path_kl", "ess", "verdict", "log_rewar
 
 
 def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> str:
-    """Fills the cells, then writes ``comparison.json`` and ``comparison.md``; see `compare.run`.
+    """Fills the cells, run by run; see `compare.run`.
+
+    ``comparison.json`` and ``comparison.md`` are written anew after every cell, from what there is.
 
     Raises:
       UserError: ``compare.seeds`` is below 1, or a cell cannot be made.
@@ -76,14 +77,20 @@ def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> 
     if seeds < 1:
         raise ConfigError(f"config.compare.seeds must be at least 1, got {seeds}.")
     learned = {networks.FIELDS[what]: str(pretrained(config, workdir, what)) for what in SUPERVISED}
-    cells: dict[str, list[dict]] = {}
-    for seed in range(seeds):
-        for name, one in compare.variations(config).items():
+    cells: dict[str, list[dict]] = {DIFFUSION: [], LANGUAGE_MODEL: []}
+    text = ""
+    for name, one in compare.variations(config).items():
+        for seed in range(seeds):
             hosts.say(f"== {name}, seed {seed}")
             changes = {"seed": seed} | (learned if name == DIFFUSION else {})
             done = execute(compare.changed(one, changes), workdir / compare.slug(name) / f"seed-{seed}", mode)
-            cells.setdefault(name, []).append(done.summary)
-    result = gathered(cells)
+            cells[name].append(done.summary)
+            text = write(gathered(cells), workdir)
+    return text
+
+
+def write(result: dict[str, Any], workdir: Path) -> str:
+    """Both files; returns the text of the latter."""
     records.write_json(workdir / "comparison.json", result)
     text = table(result)
     with replacing(workdir / "comparison.md") as partial:
@@ -109,10 +116,9 @@ def gathered(cells: dict[str, list[dict]]) -> dict[str, Any]:
     rows = {}
     for row in ROWS:
         of_seeds = [summary["metrics"].get(row.set, {}) for summary in cells[row.run]]
-        columns = [name for name in COLUMNS if all(values.get(name) is not None for values in of_seeds)]
+        columns = [name for name in COLUMNS if of_seeds and all(values.get(name) is not None for values in of_seeds)]
         rows[row.title] = {name: over_seeds([values[name] for values in of_seeds]) for name in columns}
-    runs = {name: list(map(judged, summaries)) for name, summaries in cells.items()}
-    return {"seeds": len(cells[DIFFUSION]), "rows": rows, "runs": runs}
+    return {"rows": rows, "runs": {name: list(map(judged, summaries)) for name, summaries in cells.items()}}
 
 
 def judged(summary: dict) -> dict[str, Any]:
@@ -135,7 +141,8 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Markdown: all rows beside the paper's, then how near each run came to its target."""
     kept = {name: title for name, title in COLUMNS.items() if any(name in row for row in result["rows"].values())}
-    lines = [f"{result['seeds']} seeds, mean ± standard deviation. The paper's numbers are of another corpus.", ""]
+    counts = " and ".join(f"{len(of_seeds)} of the {name}" for name, of_seeds in result["runs"].items())
+    lines = [f"Mean ± standard deviation over seeds: {counts}. The paper's numbers are of another corpus.", ""]
     lines += head(["infills", *kept.values(), *(f"paper's {name}" for name in PAPER)])
     for row in ROWS:
         values = result["rows"][row.title]

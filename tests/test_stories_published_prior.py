@@ -11,7 +11,7 @@ from shrunk import changed
 from test_pretrained_ddit import CONFIGS
 
 from configs.stories import get_config
-from experiments import weights
+from experiments import run, weights
 from experiments.domains import stories
 from experiments.errors import ConfigError
 from experiments.stories import corpus, grammar, language_model, networks, published_prior
@@ -126,6 +126,19 @@ def test_its_posterior_starts_as_the_prior_and_alone_sees_the_ending(kind, revea
     possible = np.isfinite(prior)
     np.testing.assert_array_equal(possible, np.isfinite(learned))
     assert np.abs(np.subtract(learned, other, where=possible, out=np.zeros(possible.shape, np.float32))).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Glyph")  # Random bytes are no letters of any font.
+@pytest.mark.parametrize("head", ["mdlm"])
+def test_a_run_from_a_published_prior(config, tmp_path):
+    sizes = dict(train__steps=2, train__batch_size=8, data__conditions=8, eval__stories=2, eval__exact_samples=40)
+    sizes |= dict(eval__num_samples=8, eval__batch_size=16, eval__best_of=2, eval__exact_cache=str(tmp_path / "exact"))
+    done = run.execute(changed(config, log__every=1, checkpoint__every=2, **sizes), tmp_path / "run")
+    metrics = done.summary["metrics"]
+    assert metrics.keys() >= {"prior", "rtb", "clamped", "autoregressive", "best_of", "smc"}
+    assert metrics["best_of"]["log_reward"] > metrics["prior"]["log_reward"]
+    assert done.summary["certificate"]["log_z_reference"] is not None and done.summary["skipped"] == 0
 
 
 @pytest.mark.parametrize("head", ["mdlm", "sedd"])

@@ -56,7 +56,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "What to do.")
 
 DOMAINS = ("gmm", "images", "inverse", "control", "stories", "text_to_image")
-TABLES = {"control": "experiments.control.tables"}  # Of domains whose comparisons are more than runs side by side.
+# Of domains whose comparisons are more than runs side by side.
+TABLES = {"control": "experiments.control.tables", "stories": "experiments.stories.tables"}
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
 # How the types of fields are called in a message, by what their parsers say of a value of another type.

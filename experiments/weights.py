@@ -17,6 +17,7 @@ from experiments.errors import UserError
 from experiments.files import replacing
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MANY = 50_000_000
 
 
 class WeightsError(UserError):
@@ -78,6 +79,12 @@ def load(path: Path, like: PyTree) -> PyTree:
     if broken is not None:
         raise WeightsError(f"{path}: {broken!r} holds numbers that are not finite.")
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def keep_out_of_programs(params: PyTree) -> None:
+    """From `MANY` parameters on, what a program closes over becomes its argument instead of a constant in it."""
+    if sum(leaf.size for leaf in jax.tree.leaves(params)) > MANY:
+        jax.config.update("jax_use_simplified_jaxpr_constants", True)
 
 
 def metadata(path: Path) -> dict:

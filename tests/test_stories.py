@@ -254,6 +254,11 @@ def test_an_event_of_another_person_is_none():
         ({"prior__heads": 3}, ConfigError, "config.prior.width must be a multiple of twice config.prior.heads=3"),
         ({"eval__stories": 101}, ConfigError, "config.eval.stories must be at most config.data.test_stories=100"),
         ({"data__conditions": 0}, ConfigError, "config.data.conditions must be at least 1, got 0"),
+        (
+            {"eval__bert_score__baseline": 1.0},
+            ConfigError,
+            "config.eval.bert_score.baseline must be at least 0",
+        ),
         ({"steer__steps": 5}, ConfigError, "config.steer.steps must be 0"),
         ({"process__reveals": "two"}, ConfigError, "config.process.reveals must be one of one_by_one, independent"),
         (

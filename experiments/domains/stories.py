@@ -19,9 +19,19 @@ from experiments import weights
 from experiments.domains.base import Conditions, Domain, rows
 from experiments.errors import ConfigError
 from experiments.settings import get, no_warm_start, one_of
-from experiments.stories import baselines, corpus, hosted, infiller, infilling_prior, language_model, networks, training
+from experiments.stories import (
+    baselines,
+    corpus,
+    hosted,
+    language_model,
+    likeness,
+    networks,
+    priors,
+    training,
+)
 from experiments.stories.corpus import Corpus, Tokens
 from experiments.stories.evaluation import Evaluation
+from experiments.stories.priors import Prior
 from experiments.streams import stream
 from rtbjax import Policy, Process, RewardFn, absorbing, left_to_right, one_by_one, posterior
 from rtbjax.schedules import linear_mask_rate
@@ -49,6 +59,9 @@ def check(config: ConfigDict) -> None:
     ):
         if get(config, name) < 1:
             raise ConfigError(f"config.{name} must be at least 1, got {get(config, name)}.")
+    baseline = config.eval.bert_score.baseline
+    if not 0.0 <= baseline < 1.0:
+        raise ConfigError(f"config.eval.bert_score.baseline must be at least 0 and below 1, got {baseline}.")
     for section in ("prior", "reward"):
         sizes = config[section]
         if sizes.heads < 1 or sizes.depth < 1 or sizes.width % (2 * sizes.heads):
@@ -75,13 +88,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     training.train(config, corpus.load(config.data, config.data.stories), config.pretrain.what, workdir)
 
 
-def make_posterior(config: ConfigDict, found: Corpus, prior: Policy, key: Array) -> Policy:
+def make_posterior(config: ConfigDict, prior: Prior, key: Array) -> Policy:
     """The prior's output plus that of a copy of its network which also reads the ending, and starts at zero."""
-    if config.process.reveals == "left_to_right":
-        copy = infiller.correction(networks.causal(config, found), prior.params, found.vocabulary.pad)
-    else:
-        copy = infilling_prior.correction(networks.masked(config, found), prior.params, key)
-    learner = copy
+    learner = copy = prior.correction(key)
     if config.posterior.kind == "lora":
         learner = posterior.lora(
             jax.random.fold_in(key, 1), copy, config.posterior.rank, select=config.posterior.select
@@ -110,15 +119,6 @@ def make_process(config: ConfigDict, found: Corpus) -> Process:
     return left_to_right(length, size) if config.process.reveals == "left_to_right" else one_by_one(length, size)
 
 
-def load_prior(config: ConfigDict, found: Corpus) -> Policy:
-    """The prior; of its ``cond`` it sees the beginning. From left to right it is the reward's language model."""
-    if config.process.reveals == "left_to_right":
-        params = networks.load(config, "reward", found)
-        return infiller.policy(networks.causal(config, found), params, ("before",), found.vocabulary)
-    params = networks.load(config, "prior", found)
-    return infilling_prior.policy(networks.masked(config, found), config.prior.head, params, sees_ending=False)
-
-
 def load_reward(config: ConfigDict, found: Corpus) -> tuple[RewardFn, Any]:
     """log p(y | x, z), ``(z[B, L], cond) -> f32[B]``, and what changes with it.
 
@@ -145,14 +145,16 @@ def build(config: ConfigDict) -> Domain:
     """The domain of a config.
 
     Raises:
-      ConfigError: an unknown parametrisation or head, or a number that is not allowed.
+      ConfigError: an unknown parametrisation or head, a number that is not allowed, or a published prior that cannot be
+        read or does not fit.
       DataError: the stories cannot be read.
       WeightsError: the weights of prior or reward cannot be read, or are of another vocabulary.
       UserError: see `load_reward`.
     """
     check(config)
     found = corpus.load(config.data, config.data.conditions)
-    prior = load_prior(config, found)
+    prior = priors.load(config, found)
+    weights.keep_out_of_programs(prior.policy.params)
     log_reward, reward = load_reward(config, found)
     shown = config.eval.stories
     conditions = Conditions(
@@ -179,6 +181,7 @@ def build(config: ConfigDict) -> Domain:
             hosted.traced(log_reward) if config.reward.model else log_reward,
             conditions.evaluated,
         ),
+        likeness.make(config, found),
         grammar=not config.data.path,
         seed=config.seed,
     )
@@ -187,13 +190,13 @@ def build(config: ConfigDict) -> Domain:
         data_source=f"{len(found.train_tokens.middle)} stories of {found.source}",
         process=process,
         event_shape=found.train_tokens.middle.shape[1:],
-        prior=prior,
-        posterior=make_posterior(config, found, prior, stream(config.seed, "posterior")),
+        prior=prior.policy,
+        posterior=make_posterior(config, prior, stream(config.seed, "posterior")),
         log_reward=log_reward,
         # A probability; of long endings, or by a model of other texts, it is too small for rejection.
         log_bound=None if config.data.path or config.reward.model else 0.0,
         fingerprint=weights.fingerprint(
-            prior.params, reward, config.process.to_dict(), config.prior.head, conditions.evaluated
+            prior.policy.params, reward, config.process.to_dict(), config.prior.head, conditions.evaluated
         ),
         evaluate=evaluation.metrics,
         plot=evaluation.plot,

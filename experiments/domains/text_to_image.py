@@ -26,8 +26,6 @@ from rtbjax.nets.pretrained import folder as folders
 from rtbjax.nets.pretrained import stable_diffusion
 from rtbjax.nets.pretrained.stable_diffusion import Pipeline
 
-MANY = 50_000_000  # Parameters that a program must not hold as constants.
-
 
 def prompts(config: ConfigDict) -> tuple[str, ...]:
     """What is asked for; one posterior for all of them.
@@ -143,9 +141,7 @@ def build(config: ConfigDict) -> Domain:
     picture_reward = make_reward(config, asked, alignment, clip)
     pipeline = load_pipeline(config)
     prior, process = make_prior(pipeline, asked, config.prior.guidance), make_process(config, pipeline)
-    if sum(leaf.size for leaf in jax.tree.leaves(prior.params)) > MANY:
-        # Adapters close over the prior: its parameters become arguments of every program instead of constants in it.
-        jax.config.update("jax_use_simplified_jaxpr_constants", True)
+    weights.keep_out_of_programs(prior.params)  # Adapters close over them.
     decode = decoder(pipeline)
 
     def log_reward(z, cond=None):

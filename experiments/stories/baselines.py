@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from experiments import hosts
@@ -14,6 +14,7 @@ from experiments.domains.base import Samples, rows
 from experiments.settings import get
 from experiments.stories import infiller, infilling_prior, networks
 from experiments.stories.corpus import Corpus
+from experiments.stories.priors import Prior
 from experiments.streams import stream
 from rtbjax import Policy, Process, left_to_right, one_by_one, rollout, smc
 
@@ -46,10 +47,10 @@ def shape_of(found: Corpus, cond: dict[str, Array]) -> tuple[int, int]:
     return len(cond["before"]), found.train_tokens.middle.shape[1]
 
 
-def chains(config: ConfigDict, found: Corpus, process: Process, prior: PyTree):
+def chains(config: ConfigDict, found: Corpus, process: Process, prior: Prior):
     """Other networks with the chain that each is run on.
 
-    ``clamped``: the masked prior with the ending laid behind the infill, where it has never seen one.
+    ``clamped``: a masked prior with the ending laid behind the infill, where it has never seen one.
     ``autoregressive``: the project's language model continues the beginning, where there are weights of it.
     ``supervised`` and ``supervised_autoregressive``: a masked and a causal model that learned p(z | x, y) from data,
     where the config names their weights.
@@ -61,9 +62,9 @@ def chains(config: ConfigDict, found: Corpus, process: Process, prior: PyTree):
     writing, vocabulary = left_to_right(length, found.vocabulary.size), found.vocabulary
     masked, causal, head = networks.masked(config, found), networks.causal(config, found), config.prior.head
     found_chains = {}
-    if config.process.reveals != "left_to_right":
-        found_chains["clamped"] = (process, infilling_prior.policy(masked, head, prior, sees_ending=True))
-    if config.process.reveals != "left_to_right" and config.reward.weights:
+    if prior.clamped is not None:
+        found_chains["clamped"] = (process, prior.clamped)
+    if prior.clamped is not None and config.reward.weights:
         continuing = infiller.policy(causal, networks.load(config, "reward", found), ("before",), vocabulary)
         found_chains["autoregressive"] = (writing, continuing)
     if config.baselines.supervised:
@@ -81,7 +82,7 @@ def make(
     config: ConfigDict,
     found: Corpus,
     process: Process,
-    prior: Policy,
+    prior: Prior,
     log_reward: LogReward,
     evaluated: dict[str, Array],
 ) -> Callable[[int], Samples]:
@@ -94,9 +95,9 @@ def make(
     def drawn(chain: Process, policy: Policy) -> Draw:
         return lambda key, cond: rollout(key, chain, policy, shape=shape_of(found, cond), cond=cond).xs[-1]
 
-    others = chains(config, found, process, prior.params)
+    others = chains(config, found, process, prior)
     runs = {name: drawn(*other) for name, other in others.items()}
-    runs |= of_prior(config, found, process, prior, log_reward)
+    runs |= of_prior(config, found, process, prior.policy, log_reward)
     stories = range(len(evaluated["before"]))
 
     def draw(count: int) -> Samples:

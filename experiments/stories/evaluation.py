@@ -12,6 +12,7 @@ from experiments import hosts
 from experiments.plots import plt
 from experiments.stories import slots
 from experiments.stories.corpus import Story
+from experiments.stories.likeness import Likeness
 from experiments.stories.words import Vocabulary, split
 from rtbjax.metrics import text
 
@@ -31,6 +32,7 @@ class Evaluation:
         vocabulary: Vocabulary,
         log_reward: LogReward,
         baselines: Baselines,
+        likenesses: dict[str, Likeness],
         *,
         grammar: bool,
         seed: int,
@@ -42,11 +44,13 @@ class Evaluation:
           vocabulary: of the infills.
           log_reward: log r of infills of a story, by its number.
           baselines: sets of so many infills of each story, by name.
+          likenesses: to the reference, beside BLEU and GLEU, by name.
           grammar: whether the stories are the grammar's.
           seed: of exact samples.
         """
         self._stories, self._vocabulary, self._log_reward = stories, vocabulary, log_reward
-        self._baselines, self._grammar, self._seed = baselines, grammar, seed
+        self._baselines, self._likenesses = baselines, likenesses
+        self._grammar, self._seed = grammar, seed
 
     def read(self, x: Int[Array, "N n L"]) -> Infills:
         """The texts of infills."""
@@ -56,10 +60,10 @@ class Evaluation:
         """Of each set, means over stories; prints the first stories with infills and their log r.
 
         ``log_reward``; ``bleu``, ``gleu`` against the reference and ``self_bleu`` of a story's first 20 infills, these
-        three null without nltk; ``distinct_1``, ``distinct_2`` of a story's infills. For the grammar's stories, also of
-        exact samples of p(z | x, y) as the set ``grammar``: ``event_tv``, the total variation from p(z | x, y) over
-        event slots; ``no_event``, the share of infills that tell none; ``event_tv_to_exact``, the total variation from
-        a set of exact samples of the run's own target.
+        three null without nltk; the likenesses to the reference; ``distinct_1``, ``distinct_2`` of a story's infills.
+        For the grammar's stories, also of exact samples of p(z | x, y) as the set ``grammar``: ``event_tv``, the total
+        variation from p(z | x, y) over event slots; ``no_event``, the share of infills that tell none;
+        ``event_tv_to_exact``, the total variation from a set of exact samples of the run's own target.
         """
         samples = samples | self._baselines(samples["rtb"].shape[1])
         log_r = {name: self._rewards(x) for name, x in samples.items()}
@@ -71,7 +75,7 @@ class Evaluation:
             texts["grammar"] = [slots.told(story, rng, count) for story in self._stories]
             found["grammar"] = {}
         for name in found:
-            found[name] |= self._of_texts(texts[name])
+            found[name] |= self._of_texts(texts[name]) | self._of_likeness(texts[name])
         if self._grammar:
             events = self._of_events(texts)
             found = {name: values | events[name] for name, values in found.items()}
@@ -97,6 +101,10 @@ class Evaluation:
             except ImportError:
                 values[name] = None
         return values
+
+    def _of_likeness(self, infills: Infills) -> dict[str, float]:
+        references = [story[3] for story in self._stories]
+        return {name: float(np.mean(list(map(like, references, infills)))) for name, like in self._likenesses.items()}
 
     def _of_events(self, texts: dict[str, Infills]) -> dict[str, dict[str, float]]:
         names = [story[0].split()[0] for story in self._stories]

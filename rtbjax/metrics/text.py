@@ -1,9 +1,24 @@
 """Texts as lists of words: how near they are to a reference, and how much they repeat themselves."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
 
 Words = Sequence[str]
+
+
+class Embedded(NamedTuple):
+    """A text as vectors.
+
+    Attributes:
+      vectors: of its tokens, ``f[n, D]``.
+      scored: ``bool[n]``; marks around a text are tokens to be matched with, and are not scored themselves.
+    """
+
+    vectors: Float[np.ndarray, "n D"]
+    scored: Bool[np.ndarray, " n"]
 
 
 def bleu(reference: Words, texts: Sequence[Words]) -> float:
@@ -27,6 +42,26 @@ def gleu(reference: Words, texts: Sequence[Words]) -> float:
     from nltk.translate.gleu_score import sentence_gleu
 
     return _mean([sentence_gleu([reference], text) for text in texts])
+
+
+def greedy_f1(reference: Embedded, texts: Sequence[Embedded]) -> float:
+    """Mean F1 of texts whose tokens are matched by the cosine of their vectors, as in BERTScore (Zhang et al. 2020).
+
+    Precision is the mean over a text's scored tokens of the cosine with the nearest token of the reference, recall the
+    same from the reference to the text. A text without a scored token has 0.
+    """
+    return _mean([_greedy_f1(reference, text) for text in texts])
+
+
+def _greedy_f1(reference: Embedded, text: Embedded) -> float:
+    if not (reference.scored.any() and text.scored.any()):
+        return 0.0
+    a, b = (e.vectors / np.linalg.norm(e.vectors, axis=1, keepdims=True) for e in (text, reference))
+    cosines = a @ b.T
+    precision = cosines.max(axis=1)[text.scored].mean()
+    recall = cosines.max(axis=0)[reference.scored].mean()
+    total = precision + recall
+    return float(2.0 * precision * recall / total) if total else 0.0
 
 
 def distinct(texts: Sequence[Words], n: int) -> float:

@@ -93,16 +93,18 @@ def test_the_papers_table_is_that_of_the_paper():
 
 
 def test_scores_stand_above_the_papers():
-    policy = {"score": 12.34, "interval": (10.0, 14.0), "latency_ms": 1.5}
-    values = {"path_kl": 0.25, "ess": 0.5, "q_minus_prior": 1.0, "q_minus_reference": None, "trusted": 0.75}
-    one = {"policies": {"bc": policy}, "runs": {"RTB": values | {"seconds": 60.0, "verdicts": ["consistent"] * 2}}}
+    policy = {"score": 12.34, "interval": (10.0, 14.0), "latency_ms": 0.02}
+    values = {"alpha": 0.1, "path_kl": 0.25, "ess": 0.5, "q_minus_prior": 1.0, "q_minus_reference": None}
+    values |= {"trusted": 0.75, "seconds": 60.0, "verdicts": ["consistent"] * 2}
+    one = {"seeds": 2, "policies": {"bc": policy}, "runs": {"RTB": values}}
     paper = {"hopper-medium": {"bc": "52.9", "diffuser": "58.5"}}
-    text = tables.table({"sets": {"hopper-medium": one}, "left out": ["walker2d-medium"], "seeds": 2, "paper": paper})
+    text = tables.table({"sets": {"hopper-medium": one}, "left out": ["walker2d-medium"], "paper": paper})
     lines = text.splitlines()
-    assert "| set | BC | Diffuser (quoted) |" in lines
-    assert "| hopper-medium | 12.3 (10.0 to 14.0) |  |" in lines
-    assert "| the paper, D4RL v2 | 52.9 | 58.5 |" in lines
-    assert "| hopper-medium | RTB | 0.25 | 0.5 | 1 |  | 0.75 | 60 | consistent |" in lines
+    assert "| set | seeds | BC | Diffuser (quoted) |" in lines
+    assert "| hopper-medium | 2 | 12.3 (10.0 to 14.0) |  |" in lines
+    assert "| the paper, D4RL v2 |  | 52.9 | 58.5 |" in lines
+    assert "| ms an action |  | 0.02 |  |" in lines
+    assert "| hopper-medium | RTB | 0.1 | 0.25 | 0.5 | 1 |  | 0.75 | 60 | consistent |" in lines
     assert lines[-1] == "No data for walker2d-medium."
 
 
@@ -141,24 +143,27 @@ def test_every_seed_and_every_run_has_weights_and_settings_of_its_own(tmp_path, 
     """Without weights, a cell makes prior and values first, and its runs use them."""
     config = small("alpha_sweep", tmp_path, key)
     config = changed(config, prior__weights="", reward__weights="", compare__seeds=2)
-    made, ran = [], []
+    made, ran, there = [], [], []
 
     def pretrain(one, place):
         made.append((one.seed, one.pretrain.what))
         write(baselines.weights_file(one, place, one.pretrain.what), {})
 
     class Done:
-        summary = None
+        summary = {}
 
     def execute(one, workdir, mode):
+        table = tmp_path / "w" / "comparison.json"
+        there.append(json.loads(table.read_text())["sets"]["hopper-medium-replay"]["seeds"] if table.exists() else 0)
         ran.append((one.seed, one.reward.alpha, one.prior.weights, workdir))
         return Done
 
     monkeypatch.setattr(control, "pretrain", pretrain)
     monkeypatch.setattr(play, "actors", lambda *arguments: {})
-    monkeypatch.setattr(tables, "gathered", lambda cells: {"policies": {}, "runs": {}})
+    monkeypatch.setattr(tables, "gathered", lambda cells: {"seeds": len(cells), "policies": {}, "runs": {}})
     compare.run(config, tmp_path / "w", execute, "train", settings.check, tables.collect)
     assert made == [(0, "prior"), (0, "reward"), (1, "prior"), (1, "reward")]
     alphas = [dict(changes)["reward.alpha"] for _, changes in config.compare.runs]
     assert [r[:2] for r in ran] == [(seed, alpha) for seed in (0, 1) for alpha in alphas]
     assert len({r[2] for r in ran}) == 2 and len({r[3] for r in ran}) == len(ran)
+    assert there == [0] * len(alphas) + [1] * len(alphas)  # A cell is in the table before the next one begins.

@@ -56,7 +56,7 @@ def find(folder: str, name: str) -> str | None:
 
 
 def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> str:
-    """Fills the cells, then writes ``comparison.json`` and ``comparison.md``; see `compare.run`.
+    """Fills the cells, and after each writes ``comparison.json`` and ``comparison.md``; see `compare.run`.
 
     Raises:
       UserError: a field of ``compare`` is not allowed, or a cell cannot be made.
@@ -65,7 +65,8 @@ def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> 
     there = {name: find(config.data.path, name) for name, _ in config.compare.sets}
     if all(path is None for path in there.values()):
         raise ConfigError(f"config.data.path has none of {', '.join(there)}.")
-    found = {}
+    found, text = {}, ""
+    left_out = [name for name, path in there.items() if path is None]
     for name, changes in config.compare.sets:
         if there[name] is not None:
             cells = []
@@ -75,17 +76,12 @@ def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> 
                 every = {"reward.alpha": config.compare.alpha} if config.compare.alpha else {}
                 one = compare.changed(config, dict(changes) | every | {"seed": seed, "data.path": there[name]})
                 cells.append(cell(config, one, workdir / name / f"seed-{seed}", execute, mode))
-            found[name] = gathered(cells)
-    result = {
-        "sets": found,
-        "left out": [name for name, path in there.items() if path is None],
-        "seeds": config.compare.seeds,
-        "paper": published.TABLES[config.compare.table],
-    }
-    records.write_json(workdir / "comparison.json", result)
-    text = table(result)
-    with replacing(workdir / "comparison.md") as partial:
-        partial.write_text(text)
+                found[name] = gathered(cells)
+                result = {"sets": found, "left out": left_out, "paper": published.TABLES[config.compare.table]}
+                records.write_json(workdir / "comparison.json", result)
+                text = table(result)
+                with replacing(workdir / "comparison.md") as partial:
+                    partial.write_text(text)
     return text
 
 
@@ -107,8 +103,8 @@ def cell(config: ConfigDict, one: ConfigDict, folder: Path, execute: Callable, m
         pretrained(one, folder, what)
     runs, summaries = {}, {}
     for name, changes in settings.runs:
-        runs[name] = folder / compare.slug(name)
-        summaries[name] = execute(compare.changed(one, dict(changes)), runs[name], mode).summary
+        runs[name], varied = folder / compare.slug(name), compare.changed(one, dict(changes))
+        summaries[name] = {"alpha": varied.reward.alpha, **execute(varied, runs[name], mode).summary}
     path = folder / "scores.json"
     played = (None if mode == "evaluate" else records.read_json(path, "delete it to play again")) or {}
     for name, actor in play.actors(one, runs, folder / "pretrain", settings.candidates).items():
@@ -135,7 +131,8 @@ def gathered(cells: list[dict]) -> dict:
     runs = {}
     for name in cells[0]["runs"]:
         each = [one["runs"][name] for one in cells]
-        runs[name] = {field: mean_of([s["certificate"][field] for s in each]) for field in CERTIFICATE}
+        runs[name] = {"alpha": each[0]["alpha"]}
+        runs[name] |= {field: mean_of([s["certificate"][field] for s in each]) for field in CERTIFICATE}
         runs[name] |= {
             "q_minus_prior": mean_of([s["metrics"]["rtb"]["q"] - s["metrics"]["prior"]["q"] for s in each]),
             "q_minus_reference": mean_of([s["metrics"]["rtb"]["q_minus_reference"] for s in each]),
@@ -143,7 +140,7 @@ def gathered(cells: list[dict]) -> dict:
             "seconds": mean_of([s["seconds"]["train"] for s in each]),
             "verdicts": [s["certificate"]["verdict"] for s in each],
         }
-    return {"policies": policies, "runs": runs}
+    return {"seeds": len(cells), "policies": policies, "runs": runs}
 
 
 def mean_of(values: list) -> float | None:
@@ -154,14 +151,15 @@ def table(result: dict) -> str:
     """Markdown: scores, ours above the paper's; then what the certificates say of RTB."""
     names = list(dict.fromkeys(name for found in result["sets"].values() for name in found["policies"]))
     names += [name for name in published.QUOTED if any(name in row for row in result["paper"].values())]
-    lines = [f"D4RL-normalised scores, {result['seeds']} seeds, mean (95 % bootstrap interval).", ""]
-    lines += head(["set", *(LABELS.get(name, name) for name in names)])
+    lines = ["D4RL-normalised scores: mean (95 % bootstrap interval).", ""]
+    lines += head(["set", "seeds", *(LABELS.get(name, name) for name in names)])
     for name, found in result["sets"].items():
-        lines.append(line([name, *(score(found["policies"].get(policy)) for policy in names)]))
+        lines.append(line([name, str(found["seeds"]), *(score(found["policies"].get(policy)) for policy in names)]))
         if name in result["paper"]:
-            lines.append(line(["the paper, D4RL v2", *(result["paper"][name].get(policy, "") for policy in names)]))
-    lines.append(line(["ms an action", *(latency(result["sets"], policy) for policy in names)]))
-    columns = (*CERTIFICATE.values(), "Q over the prior's", "Q - reference", "trusted", "seconds", "verdicts")
+            paper = result["paper"][name]
+            lines.append(line(["the paper, D4RL v2", "", *(paper.get(policy, "") for policy in names)]))
+    lines.append(line(["ms an action", "", *(latency(result["sets"], policy) for policy in names)]))
+    columns = ("alpha", *CERTIFICATE.values(), "Q over the prior's", "Q - reference", "trusted", "seconds", "verdicts")
     lines += ["", "RTB in recorded states, means over seeds.", "", *head(["set", "run", *columns])]
     for name, found in result["sets"].items():
         for run, values in found["runs"].items():
@@ -182,4 +180,4 @@ def score(found: dict | None) -> str:
 
 def latency(sets: dict, policy: str) -> str:
     found = [s["policies"][policy]["latency_ms"] for s in sets.values() if policy in s["policies"]]
-    return f"{np.median(found):.1f}" if found else ""
+    return compare.cell(float(np.median(found))) if found else ""

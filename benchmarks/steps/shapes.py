@@ -1,7 +1,8 @@
 """The training steps that are measured: each domain's own networks, chain and batch.
 
 All paths are on-policy and the optimizer is Adam, so that every row can do the same work; what else a config's batches
-hold, and how its posterior was warmed up, is left out. In control the Langevin term is, too.
+hold, and how its posterior was warmed up, is left out. In control the Langevin term is, too, and of digits the gradient
+of the value.
 """
 
 import importlib
@@ -28,6 +29,8 @@ def config_of(name: str) -> ConfigDict:
         config.behaviour[behaviour] = 0.0
     config.train.optimizer, config.train.learning_rate = "adam", 1e-3
     config.steer.steps = 0
+    if name == "mnist":
+        config.posterior.kind = "steered"
     if name == "control":
         config.posterior.langevin = False
     return config

@@ -71,7 +71,9 @@ def torch_rows(name: str, config, domain) -> dict[str, ours.Phases]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     apart = pytorch.disagreement(config, domain, jax.random.key(1))
     if not apart <= pytorch.AGREEMENT:
-        sys.exit(f"{name}: PyTorch's networks differ from ours by {apart:.2g}, which must be at most {pytorch.AGREEMENT}.")
+        sys.exit(
+            f"{name}: PyTorch's networks differ from ours by {apart:.2g}, which must be at most {pytorch.AGREEMENT}."
+        )
     rows = {
         "PyTorch autograd": {"step": pytorch.autograd(config, pytorch.problem(config, domain))},
         "PyTorch two-pass": {"step": pytorch.two_pass(config, pytorch.problem(config, domain))},

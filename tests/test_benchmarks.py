@@ -9,20 +9,26 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from benchmarks.steps import ours, shapes
-from experiments import objectives
+from benchmarks import time_to_quality
+from benchmarks.steps import ours, rows, shapes, variance
+from experiments import loop, objectives, run
 from rtbjax import rollout
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def one_device():
+    """The environment of a user, who has one."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 @pytest.mark.slow
 def test_train_step(tmp_path):
     out = tmp_path / "a" / "b.json"
     command = [sys.executable, "benchmarks/train_step.py", "--shapes=gmm", "--rounds=1", "--steps=1", f"--out={out}"]
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # One device, as a user has.
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=one_device(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())["gmm"]
     scaling = found["scaling"]
@@ -55,24 +61,86 @@ def test_plain_differentiation_is_of_the_same_objective(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", shapes.CONFIGS)
-def test_pytorch_has_the_same_networks_and_both_of_its_steps_learn_alike(name, key):
+@pytest.mark.parametrize(("name", "log_z"), [("gmm", "learned"), *((name, "vargrad") for name in shapes.CONFIGS)])
+def test_pytorch_has_the_same_networks_and_both_of_its_steps_learn_alike(name, log_z, key):
     torch = pytest.importorskip("torch")
-    from benchmarks.steps import pytorch
+    from benchmarks.steps import networks, pytorch
 
     config = shapes.config_of(name)
     config.train.batch_size, config.objective.group = 16, config.objective.group and 4
+    config.objective.log_z = log_z
     domain = shapes.build(config)
     assert pytorch.disagreement(config, domain, key) <= pytorch.AGREEMENT
+    net = pytorch.problem(config, domain).networks[1]
+    jax.tree.map(
+        np.testing.assert_array_equal, networks.weights_of(net, domain.posterior.params), domain.posterior.params
+    )
 
     def after_a_step(make):
         found = pytorch.problem(config, domain)
-        before = [p.detach().clone() for p in found.networks[1].parameters()]
+        learned = [*found.networks[1].parameters(), *([] if found.log_z is None else [found.log_z])]
+        before = [p.detach().clone() for p in learned]
         torch.manual_seed(0)
         make(config, found)()
-        return torch.cat([(p - b).flatten() for p, b in zip(found.networks[1].parameters(), before, strict=True)])
+        return torch.cat([(p - b).flatten() for p, b in zip(learned, before, strict=True)])
 
     one, other = after_a_step(pytorch.autograd), after_a_step(pytorch.two_pass)
     assert one.abs().max() > 1e-4
     # Adam's first step is the sign of the gradient, which rounding decides where there is hardly any.
     assert (one - other).abs().mean() < 0.02 * one.abs().mean()
+
+
+@pytest.mark.slow
+def test_a_training_that_is_timed_is_the_run_itself_bit_for_bit(tmp_path):
+    config = rows.config_of({"train.steps": 3, "behaviour.capacity": 64, "behaviour.warm_accepted": 64}, seed=1)
+    domain, mesh = run.prepare(config)
+    *_, last = (jax.device_get(params) for params in ours.training(config, domain))
+    with loop.Clock() as clock:
+        trained = loop.run(config, domain, tmp_path, mesh, clock)
+    jax.tree.map(np.testing.assert_array_equal, last, jax.device_get(trained.policy.params))
+
+
+def test_variance_of_a_gradient_by_some_steps_is_that_of_all_choices_of_them(key):
+    config = shapes.config_of("gmm")
+    config.process.num_steps = 4
+    domain = shapes.build(config)
+    paths = rollout(key, domain.process, domain.prior, domain.posterior, shape=(16, 2))
+    paths = paths._replace(log_reward=domain.log_reward(paths.xs[-1], None))
+    params = objectives.initial_params(config, domain)
+    whole = objectives.make(config, domain)
+    found = jax.jit(lambda p: variance.step_gradients(whole, domain, p, paths))(params)
+    expected = ravel_pytree(jax.grad(lambda p: whole(p, paths, key=key, axis_name=None)[0])(params))[0]
+    np.testing.assert_allclose(found.total, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    for steps, choices in ((1, 4), (2, 6), (3, 4)):
+        config.objective.grad_steps = steps
+        some = objectives.make(config, domain)
+        draw = jax.jit(lambda k, some=some: jax.grad(lambda p: some(p, paths, key=k, axis_name=None)[0])(params))
+        drawn = [np.asarray(ravel_pytree(draw(k))[0], np.float64) for k in jax.random.split(key, 60)]
+        apart = {tuple(np.round(g[:8] / np.abs(drawn[0]).max(), 3)): g for g in drawn}
+        assert len(apart) == choices
+        spread = np.stack(list(apart.values())) - np.asarray(expected)
+        np.testing.assert_allclose(variance.subsampling(found.spread, steps, 4), (spread**2).sum(1).mean(), rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_time_to_quality(tmp_path):
+    out = tmp_path / "a.json"
+    command = [sys.executable, "benchmarks/time_to_quality.py", "--groups=default", "--steps=4", "--every=2"]
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, f"--out={out}"], cwd=ROOT, env=one_device(), capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(out.read_text())
+    curve = found["default"]["0"]["curve"]
+    assert found["default"]["0"]["done"] and "default, seed 0" in done.stdout
+    assert curve["step"] == [1, 2, 4] and sorted(curve["process_seconds"]) == curve["process_seconds"]
+
+
+@pytest.mark.parametrize("ess", [0.2, 0.5, 0.7])
+def test_a_quality_that_has_lost_modes_is_not_reached(ess):
+    curve = [
+        {"ess": e, "verdict": v} for e, v in ((0.1, "importance_weight"), (0.9, "modes_missing"), (0.6, "consistent"))
+    ]
+    assert time_to_quality.reached(curve, ess) is (None if ess > 0.6 else curve[-1])
+    assert time_to_quality.best(curve) == 0.6

@@ -9,8 +9,8 @@ The groups of rows are
                   with Adam and a learned log Z (pip install -e ".[torch]")
     default       configs/gmm.py
     variance      the same with learned step variances
-    subsampling   the default in 1,000 steps, and gradients of some of the steps of a path only
-    behaviours    the default in 1,000 steps with paths from elsewhere
+    subsampling   the default in 600 steps, and gradients of some of the steps of a path only
+    behaviours    the default in 600 steps with paths from elsewhere
 
 Quality is the effective sample size of fresh paths of the posterior, from the same code for all rows, and counts only
 while its certificate neither finds modes missing nor is unreliable. Time is that of training and what comes before its

@@ -1,5 +1,6 @@
 """The benchmark compares like with like: its rows do the same work, and its table and JSON say so."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,20 +20,21 @@ from rtbjax import rollout
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def one_device():
-    """The environment of a user, who has one."""
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+def benchmark(*command):
+    """What it prints, on a machine of one device."""
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
 def test_train_step(tmp_path):
     out = tmp_path / "a" / "b.json"
-    command = [sys.executable, "benchmarks/train_step.py", "--shapes=gmm", "--rounds=1", "--steps=1", f"--out={out}"]
-    done = subprocess.run(command, cwd=ROOT, env=one_device(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    shown = benchmark("benchmarks/train_step.py", "--shapes=gmm", "--rounds=1", "--steps=1", f"--out={out}")
     found = json.loads(out.read_text())["gmm"]
     scaling = found["scaling"]
-    assert all(name in done.stdout for name in found["rows"])
+    assert all(name in shown for name in found["rows"])
     assert ("PyTorch autograd" in found["rows"]) == (found["versions"]["torch"] is not None)
     assert found["compiled_while_timed"] == 0
     assert found["first_step"]["cached"] < found["first_step"]["cold"]
@@ -124,18 +126,28 @@ def test_variance_of_a_gradient_by_some_steps_is_that_of_all_choices_of_them(key
 
 
 @pytest.mark.slow
-def test_time_to_quality(tmp_path):
+def test_time_to_quality_beside_pytorch(tmp_path):
     out = tmp_path / "a.json"
-    command = [sys.executable, "benchmarks/time_to_quality.py", "--groups=default", "--steps=4", "--every=2"]
-    for _ in range(2):
-        done = subprocess.run(
-            [*command, f"--out={out}"], cwd=ROOT, env=one_device(), capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, done.stderr
-        found = json.loads(out.read_text())
-    curve = found["default"]["0"]["curve"]
-    assert found["default"]["0"]["done"] and "default, seed 0" in done.stdout
-    assert curve["step"] == [1, 2, 4] and sorted(curve["process_seconds"]) == curve["process_seconds"]
+    command = ["benchmarks/time_to_quality.py", "--steps=4", "--every=2", f"--out={out}"]
+    benchmark(*command, "--groups=default")
+    (first,) = json.loads(out.read_text()).values()
+    curve = first["0"]["curve"]
+    assert first["0"]["done"] and curve["step"] == [1, 2, 4]
+    assert sorted(curve["process_seconds"]) == curve["process_seconds"]
+    has_torch = importlib.util.find_spec("torch") is not None
+    shown = benchmark(*command, "--groups=default,pytorch" if has_torch else "--groups=default")
+    found = json.loads(out.read_text())
+    assert found["default"] == first  # Not measured again.
+    assert (rows.PYTORCH in found) == has_torch and all(f"{name}, seed 0" in shown for name in found)
+
+
+@pytest.mark.slow
+def test_gradient_variance(tmp_path):
+    out = tmp_path / "a.json"
+    benchmark("benchmarks/gradient_variance.py", "gmm", "--batches=2", f"--out={out}")
+    (found,) = json.loads(out.read_text()).values()
+    assert found["paths"] > 0 and found["added_by_steps"].keys() == {"100", "50", "25", "10"}
+    assert found["added_by_steps"]["100"] == 0
 
 
 @pytest.mark.parametrize("ess", [0.2, 0.5, 0.7])

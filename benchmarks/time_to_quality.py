@@ -53,13 +53,14 @@ try:
 except ImportError:
     torch = None
 
-QUALITIES = (0.5, 0.7, 0.9)  # Effective sample sizes.
+QUALITIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9)  # Effective sample sizes.
 PATHS = 5_000  # Of an evaluation.
 REFERENCE_BATCHES = 20  # Of so many prior paths, for the reference log Z.
 USABLE = ("consistent", "importance_weight")
 COLUMNS = ("step", "seconds", "process_seconds", "ess", "path_kl", "verdict")
 
 Quality = Callable[[PyTree], dict[str, Any]]
+Curve = list[dict[str, Any]]
 
 
 def make_quality(domain: Domain, seed: int) -> Quality:
@@ -99,14 +100,20 @@ def followed(training: Iterator[PyTree], quality: Quality, every: int) -> Iterat
             }
 
 
-def reached(curve: list[dict[str, Any]], ess: float) -> dict[str, Any] | None:
+def reached(curve: Curve, ess: float) -> dict[str, Any] | None:
     """The first point of a curve that is as good."""
     return next((point for point in curve if point["ess"] >= ess and point["verdict"] in USABLE), None)
 
 
-def best(curve: list[dict[str, Any]]) -> float:
-    """The largest effective sample size of a curve."""
-    return max((point["ess"] for point in curve if point["verdict"] in USABLE), default=0.0)
+def summary(curve: Curve) -> dict[str, Any]:
+    """The best and the last point, and process seconds: to the first step, and to each quality."""
+    first = {ess: reached(curve, ess) for ess in QUALITIES}
+    return {
+        "first_step": curve[0]["process_seconds"],
+        "to_ess": {ess: point and point["process_seconds"] for ess, point in first.items()},
+        "best": max((point for point in curve if point["verdict"] in USABLE), key=lambda p: p["ess"], default=None),
+        "last": curve[-1],
+    }
 
 
 def training_of(name: str, config: ConfigDict, domain: Domain) -> Iterator[PyTree]:
@@ -118,7 +125,7 @@ def measure(name: str, changes: dict[str, Any], seed: int, every: int) -> Iterat
     config = config_of(changes, seed)
     domain, _ = prepare(config)
     quality = make_quality(domain, seed)
-    curve: list[dict[str, Any]] = []
+    curve: Curve = []
     made = {"changes": changes, "cores": len(os.sched_getaffinity(0)), "commit": provenance.commit()}
     for point in followed(training_of(name, config, domain), quality, every):
         curve.append(point)
@@ -126,32 +133,26 @@ def measure(name: str, changes: dict[str, Any], seed: int, every: int) -> Iterat
             **made,
             "done": point["step"] + every > config.train.steps,
             "load": os.getloadavg()[0],
+            **summary(curve),
             "curve": {column: [point[column] for point in curve] for column in COLUMNS},
         }
 
 
-def points(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """A curve as `followed` gave it."""
-    return [dict(zip(COLUMNS, values, strict=True)) for values in zip(*(run["curve"][c] for c in COLUMNS), strict=True)]
-
-
 def show(found: dict[str, dict[str, Any]]) -> None:
-    """Prints process seconds to each quality, and to PyTorch's best."""
-    theirs = [best(points(run)) for run in found.get(PYTORCH, {}).values()]
-    wanted = [*QUALITIES, *theirs[:1]]
-    print(
-        f"{'process seconds to ESS':34}"
-        + "".join(f"{ess:>9.3f}" for ess in wanted)
-        + f"{'step 1':>9}{'all':>9}{'best':>9}"
-    )
+    """Prints what is known of every run, in process seconds, and how fast PyTorch's best was reached."""
+
+    def line(name, *cells):
+        print(f"{name:34}" + "".join(f"{'-' if cell is None else cell:>9}" for cell in cells))
+
+    theirs = [run["best"]["ess"] for run in found.get(PYTORCH, {}).values() if run["best"]][:1]
+    line("process seconds to", "step 1", *(f"ESS {ess:g}" for ess in (*QUALITIES, *theirs)), "the end", "best ESS")
     for name, runs in found.items():
         for seed, run in runs.items():
-            curve = points(run)
-            at = [reached(curve, ess) for ess in wanted]
-            line = f"{name + ', seed ' + seed:34}" + "".join(
-                f"{p['process_seconds']:>9.1f}" if p else f"{'-':>9}" for p in at
-            )
-            print(line + f"{curve[0]['process_seconds']:>9.1f}{curve[-1]['process_seconds']:>9.1f}{best(curve):>9.3f}")
+            curve = [dict(zip(run["curve"], point, strict=True)) for point in zip(*run["curve"].values(), strict=True)]
+            as_good = [point and point["process_seconds"] for point in (reached(curve, ess) for ess in theirs)]
+            best = run["best"] and run["best"]["ess"]
+            times = run["first_step"], *run["to_ess"].values(), *as_good, run["last"]["process_seconds"]
+            line(f"{name}, seed {seed}", *times, best)
 
 
 def main() -> None:

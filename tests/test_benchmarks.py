@@ -150,10 +150,9 @@ def test_gradient_variance(tmp_path):
     assert found["added_by_steps"]["100"] == 0
 
 
-@pytest.mark.parametrize("ess", [0.2, 0.5, 0.7])
-def test_a_quality_that_has_lost_modes_is_not_reached(ess):
-    curve = [
-        {"ess": e, "verdict": v} for e, v in ((0.1, "importance_weight"), (0.9, "modes_missing"), (0.6, "consistent"))
-    ]
-    assert time_to_quality.reached(curve, ess) is (None if ess > 0.6 else curve[-1])
-    assert time_to_quality.best(curve) == 0.6
+def test_a_quality_that_has_lost_modes_is_not_reached():
+    verdicts = {0.1: "importance_weight", 0.95: "modes_missing", 0.65: "consistent", 0.6: "consistent"}
+    curve = [{"ess": ess, "verdict": verdict, "process_seconds": 1 / ess} for ess, verdict in verdicts.items()]
+    found = time_to_quality.summary(curve)
+    assert found["to_ess"] == {0.5: 1 / 0.65, 0.6: 1 / 0.65, 0.7: None, 0.8: None, 0.85: None, 0.9: None}
+    assert found["best"]["ess"] == 0.65 and found["last"]["ess"] == 0.6

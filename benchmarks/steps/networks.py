@@ -8,18 +8,34 @@ from torch import Tensor, nn
 EPSILON = 1e-6  # Flax's, of all norms.
 
 
+_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # Flax's, and those of PyTorch.
+
+
 def load(net: nn.Module, params) -> nn.Module:
     """Copies Flax parameters into the modules of their names."""
-    names = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
     for name, value in params.items():
         if not hasattr(value, "items"):
-            array, target = torch.tensor(np.asarray(value)), getattr(net, names.get(name, name))
+            array, target = torch.tensor(np.asarray(value)), getattr(net, _NAMES.get(name, name))
             if name == "kernel":  # Inputs before outputs, behind the window of a convolution.
                 array = array.permute(-1, -2, *range(array.ndim - 2))
             target.data = array.reshape(target.shape).contiguous()
         else:
             load(getattr(net, name), value)
     return net
+
+
+def weights_of(net: nn.Module, like) -> dict:
+    """What `load` would have copied, in the shapes of ``like``: its inverse."""
+
+    def read(name, value):
+        if hasattr(value, "items"):
+            return weights_of(getattr(net, name), value)
+        array = getattr(net, _NAMES.get(name, name)).detach().numpy()
+        if name == "kernel":
+            array = np.moveaxis(array.reshape(*value.shape[-1:-3:-1], *value.shape[:-2]), (0, 1), (-1, -2))
+        return np.array(array).reshape(value.shape)
+
+    return {name: read(name, value) for name, value in like.items()}
 
 
 class TimeEmbedding(nn.Module):

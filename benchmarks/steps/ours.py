@@ -1,17 +1,19 @@
 """Our step as a run takes it, the same with plain automatic differentiation, and what the compiler says of both."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from benchmarks.steps.shapes import condition
 from experiments import objectives, optimizers
 from experiments.domains.base import Domain
 from experiments.proposal import Proposal
+from experiments.streams import stream
 from rtbjax import Policy, log_prob, losses, partition, rollout, train
 from rtbjax.objective import LossInfo
 from rtbjax.sharding import data_mesh
@@ -62,6 +64,23 @@ def phases(config: ConfigDict, domain: Domain, objective: Objective) -> Phases:
         jax.block_until_ready(state)
 
     return {"rollout": propose, "gradient": learn}
+
+
+def training(config: ConfigDict, domain: Domain) -> Iterator[PyTree]:
+    """The posterior's parameters after each step of a run of `experiments.loop`, which also logs and saves.
+
+    Each is for use before the next is asked for.
+    """
+    mesh, key, optimizer = data_mesh(), stream(config.seed, "train"), optimizers.make(config)
+    update = train.make_update(objectives.make(config, domain), optimizer, mesh)
+    source = Proposal(config, domain, mesh)
+    state = train.init_state(objectives.initial_params(config, domain), optimizer, mesh)
+    buffers = source.init(stream(config.seed, "gather"))
+    for step in range(config.train.steps):
+        propose_key, update_key = jax.random.split(jax.random.fold_in(key, step))
+        trajectory, buffers = source.propose(propose_key, step, state.params["policy"], buffers)
+        state, _ = update(state, objectives.warmed_up(config, trajectory, step), update_key)
+        yield jax.block_until_ready(state.params["policy"])
 
 
 def first_step(made: Phases) -> float:

@@ -4,17 +4,18 @@ Once with autograd through the log-probabilities of the whole path, once in two 
 does it. The reward is asked of the domain itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from benchmarks.steps.networks import MaskedTransformer, PISNet, UNet, load
+from benchmarks.steps.networks import MaskedTransformer, PISNet, UNet, load, weights_of
 from benchmarks.steps.shapes import condition
 from experiments.control.behaviour_prior import MAX_LATENT, TRAIN_STEPS
 from experiments.domains import control, images
@@ -30,6 +31,9 @@ class Normal(NamedTuple):
     mean: Tensor
     std: float
 
+    def widen(self, amount: float) -> "Normal":
+        return self._replace(std=(self.std**2 + amount**2) ** 0.5)
+
     def sample(self) -> Tensor:
         return self.mean + self.std * torch.randn_like(self.mean)
 
@@ -43,6 +47,9 @@ class Reveal(NamedTuple):
 
     log_probs: Tensor
     x: Tensor
+
+    def widen(self, amount: float) -> "Reveal":
+        return self._replace(log_probs=(self.log_probs / (1.0 + amount)).log_softmax(-1))
 
     def sample(self) -> Tensor:
         place = torch.multinomial((self.x == self.log_probs.shape[-1]).float(), 1)
@@ -96,6 +103,7 @@ class Problem(NamedTuple):
       networks: those of the prior and the posterior.
       start: ``() -> xs[0]``.
       log_reward: ``x -> f32[B]``.
+      log_z: what is learned, or None with VarGrad.
     """
 
     prior: Callable[[Tensor, int], Tensor]
@@ -104,6 +112,7 @@ class Problem(NamedTuple):
     networks: tuple[nn.Module, nn.Module]
     start: Callable[[], Tensor]
     log_reward: Callable[[Tensor], Tensor]
+    log_z: nn.Parameter | None
 
 
 def problem(config: ConfigDict, domain: Domain) -> Problem:
@@ -124,7 +133,8 @@ def problem(config: ConfigDict, domain: Domain) -> Problem:
     def log_reward(x):
         return torch.tensor(np.asarray(domain.log_reward(x.numpy().astype(domain.dtype), cond)))
 
-    return Problem(*functions, (prior, posterior), start, log_reward)
+    log_z = nn.Parameter(torch.zeros(())) if config.objective.log_z == "learned" else None
+    return Problem(*functions, (prior, posterior), start, log_reward, log_z)
 
 
 def _times(domain: Domain, scale: float = 1.0) -> list[float]:
@@ -189,8 +199,10 @@ def _stories(config, domain):
     return prior, posterior, lambda x, i: prior(torch.cat([before, x], dim=1), times[i], span), law, corrected
 
 
-def _residual(config: ConfigDict, gap: Tensor) -> Tensor:
-    """VarGrad's, within groups."""
+def _residual(config: ConfigDict, found: Problem, gap: Tensor) -> Tensor:
+    """Of the learned log Z, or VarGrad's within groups."""
+    if found.log_z is not None:
+        return found.log_z - gap
     mean = gap.detach().unflatten(0, (-1, config.objective.group or len(gap))).mean(dim=1, keepdim=True)
     return (mean - gap.unflatten(0, (len(mean), -1))).flatten()
 
@@ -198,6 +210,8 @@ def _residual(config: ConfigDict, gap: Tensor) -> Tensor:
 def _optimizer(config: ConfigDict, found: Problem) -> Callable[[], None]:
     params = list(found.networks[1].parameters())
     adam = torch.optim.Adam(params, lr=config.train.learning_rate)
+    if found.log_z is not None:
+        adam.add_param_group({"params": [found.log_z], "lr": config.train.log_z_learning_rate})
 
     def step():
         nn.utils.clip_grad_norm_(params, config.train.clip_norm)
@@ -207,21 +221,21 @@ def _optimizer(config: ConfigDict, found: Problem) -> Callable[[], None]:
     return step
 
 
-def autograd(config: ConfigDict, found: Problem) -> Callable[[], None]:
-    """A step whose graph holds the posterior's calls of all steps."""
+def autograd(config: ConfigDict, found: Problem) -> Callable[..., None]:
+    """A step whose graph holds the posterior's calls of all steps; it may explore, by widening every step's law."""
     learn = _optimizer(config, found)
 
-    def step():
+    def step(width: float = 0.0):
         x, log_ratio = found.start(), torch.zeros(())
         for i in range(config.process.num_steps):
             with torch.no_grad():
                 output = found.prior(x, i)
             law = found.posterior(x, i, output)
-            new = law.sample().detach()
+            new = (law.widen(width) if width else law).sample().detach()
             log_ratio = log_ratio + found.law(output, x, i).log_prob(new) - law.log_prob(new)
             x = new
         gap = log_ratio + config.objective.beta * found.log_reward(x)
-        (0.5 * (_residual(config, gap) ** 2).mean()).backward()
+        (0.5 * (_residual(config, found, gap) ** 2).mean()).backward()
         learn()
 
     return step
@@ -241,13 +255,30 @@ def two_pass(config: ConfigDict, found: Problem) -> Callable[[], None]:
                 log_ratio = log_ratio + found.law(output, x, i).log_prob(new) - law.log_prob(new)
                 xs.append(new)
                 prior_outputs.append(output)
-            residual = _residual(config, log_ratio + config.objective.beta * found.log_reward(xs[-1]))
+            residual = _residual(config, found, log_ratio + config.objective.beta * found.log_reward(xs[-1]))
+        if found.log_z is not None:
+            (residual.mean() * found.log_z).backward()
         for i, output in enumerate(prior_outputs):
             log_post = found.posterior(xs[i], i, output).log_prob(xs[i + 1])
             (residual * log_post).mean().backward()
         learn()
 
     return step
+
+
+def exploration(step: int) -> float:
+    """The paper's width at a step of its 5,000, as its code has it: held, then on the line that it would have left."""
+    return 0.5 if step < 500 else 0.5 * max(0.0, 1.0 - step / 4500)
+
+
+def training(config: ConfigDict, domain: Domain) -> Iterator[PyTree]:
+    """The posterior's parameters, as Flax has them, after each step of a run that explores as the paper's does."""
+    torch.manual_seed(config.seed)
+    found = problem(config, domain)
+    step = autograd(config, found)
+    for number in range(config.train.steps):
+        step(exploration(number))
+        yield weights_of(found.networks[1], domain.posterior.params)
 
 
 def disagreement(config: ConfigDict, domain: Domain, key) -> float:

@@ -82,7 +82,7 @@ def get_config(variant: str = ""):
     if variant == "quick":  # The value's gradient alone is a good start; RTB has only begun.
         config.steer.steps = 0
         config.train.steps = 10
-        config.eval.num_samples = config.eval.batch_size = 250
+        config.eval.num_samples = config.eval.batch_size = 500
     if variant == "full":
         config.steer.steps = 1000
         config.train.steps = 800

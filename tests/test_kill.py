@@ -40,6 +40,7 @@ CONFIGS = {
 KILLS = 12  # Of each config: in turn at a random time, while a checkpoint is written, and soon after one.
 WARM_START = (
     "--config=configs/mnist.py:smoke",
+    "--config.posterior.kind=steered",  # Resumed as value_guided is, and compiled sooner.
     "--config.steer.steps=6",
     "--config.steer.checkpoint_every=2",
     *SMALL_EVALUATION,

@@ -98,10 +98,8 @@ def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> s
             panels[name] = file["x"]
         rows[name] = row(done.summary)
     best = min(config.compare.get("tuned", ()), key=lambda name: rows[name][CRITERION], default=None)
-    records.write_json(workdir / "comparison.json", rows)
     text = table(rows)
-    with replacing(workdir / "comparison.md") as partial:
-        partial.write_text(text)
+    records.write_table(workdir, "comparison", rows, text)
     titles = {name: f"{name}\n(the best of its kind)" if name == best else name for name in panels}
     with replacing(workdir / "figure.png") as partial:
         done.domain.plot(partial, {titles[name]: x for name, x in panels.items()})
@@ -137,6 +135,11 @@ def table(rows: dict[str, dict], columns: dict[str, str] = COLUMNS, corner: str 
     lines = markdown.head([corner, *columns.values()])
     lines += [markdown.line([name, *(cell(values.get(column)) for column in columns)]) for name, values in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> float | None:
+    """The standard deviation, which a single value does not have."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def cell(value: float | str | None) -> str:

@@ -63,6 +63,13 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(plain(value), indent=2) + "\n")
 
 
+def write_table(workdir: Path, name: str, result: Any, text: str) -> None:
+    """``name.json`` and the same for people, ``name.md``."""
+    write_json(workdir / f"{name}.json", result)
+    with replacing(workdir / f"{name}.md") as partial:
+        partial.write_text(text)
+
+
 def read_json(path: Path, hint: str) -> dict | None:
     """An object, or None if there is no such file.
 

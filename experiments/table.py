@@ -178,9 +178,6 @@ def statistics(cells: dict[str, dict[int, Row]]) -> dict[str, dict[str, float | 
       needs more than there is.
     """
 
-    def std(values: list[float]) -> float | None:
-        return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
     def of(column: str) -> dict[str, float | int | None]:
         known: dict[str, dict[int, float]] = {
             label: {seed: float(row[column]) for seed, row in runs.items() if row.get(column) is not None}
@@ -191,8 +188,8 @@ def statistics(cells: dict[str, dict[int, Row]]) -> dict[str, dict[str, float | 
         of_seeds = [float(np.mean([runs[seed] for runs in known.values()])) for seed in common]
         return {
             "mean": float(np.mean(of_labels)) if of_labels else None,
-            "std_labels": std(of_labels),
-            "std_seeds": std(of_seeds),
+            "std_labels": compare.spread(of_labels),
+            "std_seeds": compare.spread(of_seeds),
             "labels": len(of_labels),
             "seeds": len(of_seeds),
         }
@@ -210,10 +207,8 @@ def write(config: ConfigDict, methods: list[Method], rows: dict, workdir: Path) 
         name: {"title": titles[name], **means[name], "published": published["rows"].get(name), "cells": rows[name]}
         for name in ordered
     }
-    records.write_json(workdir / "table.json", {"published_source": published["source"], "methods": every})
     text = written(titles, means, rows, published)
-    with replacing(workdir / "table.md") as partial:
-        partial.write_text(text)
+    records.write_table(workdir, "table", {"published_source": published["source"], "methods": every}, text)
     return text
 
 

@@ -15,7 +15,6 @@ from experiments import compare, hosts, records, weights
 from experiments.control import baselines, networks, play, published
 from experiments.domains import control
 from experiments.errors import ConfigError
-from experiments.files import replacing
 from experiments.markdown import head, line
 from experiments.settings import get
 
@@ -78,10 +77,8 @@ def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> 
                 cells.append(cell(config, one, workdir / name / f"seed-{seed}", execute, mode))
                 found[name] = gathered(cells)
                 result = {"sets": found, "left out": left_out, "paper": published.TABLES[config.compare.table]}
-                records.write_json(workdir / "comparison.json", result)
                 text = table(result)
-                with replacing(workdir / "comparison.md") as partial:
-                    partial.write_text(text)
+                records.write_table(workdir, "comparison", result, text)
     return text
 
 

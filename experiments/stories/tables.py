@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from experiments import compare, hosts, records
 from experiments.domains import stories
 from experiments.errors import ConfigError
-from experiments.files import replacing
 from experiments.markdown import head, line
 from experiments.settings import get
 from experiments.stories import networks
@@ -85,16 +84,9 @@ def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> 
             changes = {"seed": seed} | (learned if name == DIFFUSION else {})
             done = execute(compare.changed(one, changes), workdir / compare.slug(name) / f"seed-{seed}", mode)
             cells[name].append(done.summary)
-            text = write(gathered(cells), workdir)
-    return text
-
-
-def write(result: dict[str, Any], workdir: Path) -> str:
-    """Both files; returns the text of the latter."""
-    records.write_json(workdir / "comparison.json", result)
-    text = table(result)
-    with replacing(workdir / "comparison.md") as partial:
-        partial.write_text(text)
+            result = gathered(cells)
+            text = table(result)
+            records.write_table(workdir, "comparison", result, text)
     return text
 
 
@@ -133,9 +125,7 @@ def judged(summary: dict) -> dict[str, Any]:
 
 
 def over_seeds(values: list[float]) -> dict[str, Any]:
-    """Mean and standard deviation, which one seed does not have."""
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": spread, "seeds": values}
+    return {"mean": float(np.mean(values)), "std": compare.spread(values), "seeds": values}
 
 
 def table(result: dict[str, Any]) -> str:

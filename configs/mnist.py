@@ -28,7 +28,7 @@ labels, which it is told, by
     python experiments/run.py --config=configs/mnist.py:conditional          label digits, or parity, digits_and_parity
 """
 
-from configs.base import base, check_variant
+from configs.base import base, check_variant, regression
 from configs.published import MNIST, MNIST_EVEN_ODD, beside
 
 VARIANTS = ("", "quick", "full", "conditional", "value", "table2", "table2_even_odd", "table2_smoke", "smoke")
@@ -57,6 +57,9 @@ def get_config(variant: str = ""):
     config.reward.weights = "weights/mnist_classifier.safetensors"
     config.posterior.kind = "value_guided"  # steered: a third of the cost a sample, and farther.
     config.value = {"weights": "weights/mnist_value.safetensors"}  # Serves every label.
+    config.value.refine = regression(
+        steps=300, batch_size=256, learning_rate=3e-4, weight_decay=1e-2, ema=0.995, checkpoint_every=100
+    )
     config.steer.steps = 500
     config.steer.learning_rate = 1e-2
     config.steer.strength = 1.5

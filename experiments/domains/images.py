@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from rtbjax.nets.value import NoisyClassifier, from_denoiser
 from rtbjax.process import vp
 from rtbjax.train import make_rollout
 
+MEANS = 8  # Steps of each path whose means a value is refined on.
 VALUE_LEVELS = 128  # Noise levels the value is trained on, so that it serves shorter chains of any length.
 SCORE_SCALE = 0.05  # A score of this size per pixel, in units of 1 / std, is worth about a nat a step.
 STEERED = ("steered", "value_guided")  # By a score that the value teaches first.
@@ -402,9 +403,9 @@ def value_loss(net: NoisyClassifier, process: Process, batch: int):
     Half of a batch are the prior's own samples, half are digits, however many there are of each.
     """
 
-    def loss(params, key, data):
+    def loss(params, key, data: ValueData):
         pick, step, noise = jax.random.split(key, 3)
-        parts = zip(jax.random.split(pick), data, strict=True)
+        parts = zip(jax.random.split(pick), (data.samples, data.digits), strict=True)
         drawn = [[a[jax.random.randint(k, (batch // 2,), 0, len(a))] for a in part] for k, part in parts]
         x0, probabilities = (jnp.concatenate(both).astype(jnp.float32) for both in zip(*drawn, strict=True))
         steps = jax.random.randint(step, (len(x0),), 0, process.num_steps)
@@ -418,24 +419,72 @@ def value_loss(net: NoisyClassifier, process: Process, batch: int):
     return loss
 
 
-def value_data(config: ConfigDict, images, key):
-    """``(images, class probabilities)`` of prior samples and of images with the noise such samples keep."""
-    prior = load_prior(config)
+def refined_value_loss(net: NoisyClassifier, batch: int):
+    """Cross-entropy at the means of the prior's own steps, least at ``E[p(class | x_0) | mean]``.
+
+    The law of a step is normal about its mean m, so what a posterior adds to m is the step's variance times the
+    gradient, in m, of the log of this mean of r, and exactly so (Tweedie's formula). Noised data tell less: the states
+    of a chain of few steps are not data with noise, nor is the mean of a step a state.
+    """
+
+    def loss(params, key, data):
+        means, times, probabilities = (a[jax.random.randint(key, (batch,), 0, len(a))] for a in data)
+        log_p = net.apply({"params": params}, means.astype(jnp.float32), times)
+        return -jnp.mean(jnp.sum(probabilities.astype(jnp.float32) * log_p, axis=-1))
+
+    return loss
+
+
+class ValueData(NamedTuple):
+    """What a value is trained on; class probabilities are the classifier's.
+
+    Attributes:
+      samples: the prior's, and their class probabilities.
+      digits: images with the noise that such samples keep, and theirs.
+      means: of steps of the samples' paths, the time that `value_guidance` asks for there, and the class probabilities
+        of what became of them.
+    """
+
+    samples: tuple[Array, Array]
+    digits: tuple[Array, Array]
+    means: tuple[Array, Array, Array]
+
+
+def value_data(config: ConfigDict, images, key: Array) -> ValueData:
+    """Draws ``pretrain.paths`` prior paths, and keeps the means of `MEANS` steps of each."""
+    prior, process = load_prior(config), make_process(config)
     classifier, classifier_params = load_classifier(config)
     batch = config.eval.batch_size
-    roll = make_rollout(make_process(config), (batch, *shape(config)))
+    roll = make_rollout(process, (batch, *shape(config)))
     probabilities = jax.jit(lambda x: jax.nn.softmax(classifier.apply({"params": classifier_params}, x)))
 
-    def labelled(batches):
-        pairs = [(np.asarray(x, np.float16), np.asarray(probabilities(x), np.float16)) for x in batches]
-        return tuple(jnp.concatenate(column) for column in zip(*pairs, strict=True))
+    @jax.jit
+    def means(key, xs):
+        """Of steps that lead to a state other than the data, where log h is log r."""
+        steps = jax.random.choice(key, process.num_steps - 1, (min(MEANS, process.num_steps - 1),), replace=False)
+
+        def one(_, i):
+            law: Any = process.reverse(prior(xs[i], process.time(i), None), xs[i], i)
+            return None, (law.mean, jnp.full(batch, process.time(i + 1)))
+
+        return jax.lax.scan(one, None, steps)[1]
+
+    def small(x):
+        return np.asarray(x, np.float16)
+
+    def joined(rows):
+        return tuple(jnp.concatenate(column) for column in zip(*rows, strict=True))
 
     roll_key, noise_key = jax.random.split(key)
-    starts = hosts.progress(range(0, config.pretrain.paths, batch), desc="prior samples", unit="batch")
-    samples = labelled(roll(jax.random.fold_in(roll_key, first), prior).xs[-1] for first in starts)
+    samples, seen = [], []
+    for first in hosts.progress(range(0, config.pretrain.paths, batch), desc="prior samples", unit="batch"):
+        xs = roll(jax.random.fold_in(roll_key, first), prior).xs
+        samples.append((small(xs[-1]), small(probabilities(xs[-1]))))
+        at, times = means(jax.random.fold_in(noise_key, first), xs)
+        seen += [(small(m), np.asarray(t), samples[-1][1]) for m, t in zip(at, times, strict=True)]
     noisy = images + config.process.min_std * jax.random.normal(noise_key, images.shape)
-    digits = labelled(noisy[first : first + batch] for first in range(0, len(images), batch))
-    return samples, digits
+    parts = (noisy[first : first + batch] for first in range(0, len(images), batch))
+    return ValueData(joined(samples), joined((small(x), small(probabilities(x))) for x in parts), joined(seen))
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> None:
@@ -463,6 +512,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         source = value_data(config, images, data_key)
     label = f"{config.data.set} {settings.what}"
     params = fit(loss, params, source, settings, key=fit_key, workdir=workdir, label=label)
+    if settings.what == "value":
+        loss, refine = refined_value_loss(net, config.value.refine.batch_size), workdir / "refine"
+        params = fit(loss, params, source.means, config.value.refine, key=fit_key, workdir=refine, label=f"{label}, means")
     made = "classifier" if settings.what == "reward" else settings.what
     path = workdir / f"{config.data.set}_{made}.safetensors"
     trained_on = f"{len(images)} {known.nouns} from {found.source}"

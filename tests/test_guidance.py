@@ -82,6 +82,27 @@ def test_value_guidance_takes_the_gradient_at_the_mean_of_the_prior_s_step():
         np.testing.assert_allclose(score, slopes[i] - curves[i] * np.asarray(mean), rtol=1e-4, atol=1e-5)
 
 
+def test_value_guidance_by_what_h_is_expected_to_be_moves_the_mean_as_the_exact_step_does():
+    """Of h = exp(a x - c x^2 / 2) about a mean m with variance v, log E h has the slope (a - c m) / (1 + c v)."""
+    chain = QuadraticGaussian()
+    slopes, curves = np.asarray(chain.following, np.float32).T
+    x = jax.random.normal(jax.random.key(0), (5, 1))
+    for i in map(jnp.int32, range(chain.num_steps)):
+        t = chain.process.time(i)
+        output = chain.prior(x, t, None)
+        law = chain.process.reverse(output, x, i)
+        a, c = slopes[i], curves[i]
+
+        def expected(x, cond, a=a, c=c, v=law.std**2):
+            return jnp.sum((a * x - 0.5 * c * x**2) / (1.0 + c * v), axis=-1)
+
+        guided = guidance.value_guidance(chain.process, lambda x, t, cond, log=expected: log(x, cond), expected)
+        steered = chain.process.reverse(guided(x, t, None, guided.look(output, x, t, None)), x, i)
+        exact = chain.process.reverse(chain.exact(x, t, None), x, i)
+        np.testing.assert_allclose(steered.mean, exact.mean, rtol=1e-4, atol=1e-5)
+        assert float(jnp.abs(exact.mean - law.mean).max()) > 1e-3
+
+
 @KINDS
 def test_the_score_is_clipped_scaled_per_sample_and_sees_the_condition(make):
     """log r = -cond |x|^2 / 2 at a prior without drift, whose estimate of the data is the state itself."""

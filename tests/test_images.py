@@ -15,6 +15,7 @@ from experiments import data, run, weights
 from experiments.domains import images
 from experiments.errors import ConfigError
 from rtbjax import rollout
+from rtbjax.train import make_rollout
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,8 @@ def test_what_is_pretrained_serves_a_run(what, digits, tmp_path, capsys):
         pretrain__paths=16,
         pretrain__steps=20,
         pretrain__batch_size=8,
+        value__refine__steps=2,
+        value__refine__batch_size=8,
     )
     images.pretrain(config, tmp_path)
     (path,) = tmp_path.glob("*.safetensors")
@@ -51,6 +54,23 @@ def test_what_is_pretrained_serves_a_run(what, digits, tmp_path, capsys):
     shipped = weights.locate(get_config()[what].weights)
     assert weights.fingerprint(made) == weights.fingerprint(weights.load(path, made))
     assert weights.fingerprint(made) != weights.fingerprint(weights.load(shipped, made))
+
+
+@pytest.mark.slow
+def test_a_value_is_refined_at_the_means_of_the_prior_s_steps_and_on_what_became_of_them(digits):
+    config = changed(get_config("smoke"), data__path=str(digits), eval__batch_size=8, pretrain__paths=16)
+    found = images.value_data(config, jnp.zeros((3, 28, 28, 1)), jax.random.key(0))
+    process, prior = images.make_process(config), images.load_prior(config)
+    means, times, probabilities = found.means
+    assert means.shape == (2 * 4 * 8, 28, 28, 1)  # Two batches of paths, and every step but the last.
+    np.testing.assert_array_equal(probabilities[:32], np.tile(found.samples[1][:8], (4, 1)))
+    roll_key = jax.random.split(jax.random.key(0))[0]
+    xs = make_rollout(process, (8, 28, 28, 1))(jax.random.fold_in(roll_key, 0), prior).xs
+    np.testing.assert_allclose(found.samples[0][:8], xs[-1], atol=2e-3)
+    for i in map(jnp.int32, range(4)):
+        law = process.reverse(prior(xs[i], process.time(i), None), xs[i], i)
+        there = np.asarray(times[:32]) == float(process.time(i + 1))
+        np.testing.assert_allclose(means[:32][there], law.mean, atol=5e-3)
 
 
 def test_the_shipped_value_reads_the_labels_classes_of_noisy_digits():
@@ -118,7 +138,7 @@ def test_one_posterior_for_many_labels(tmp_path):
 
 def test_a_posterior_guided_by_the_value_starts_as_that_guide():
     """And its score then moves it, of which `inverse` has the same."""
-    config = changed(get_config("smoke"), objective__beta=0.5, steer__steps=0)
+    config = changed(get_config("smoke"), objective__beta=0.25, posterior__strength=2.0, steer__steps=0)
     domain = images.build(config)
     process, value = domain.process, images.make_value(config)
     i, x = jnp.int32(2), jax.random.normal(jax.random.key(0), (3, 28, 28, 1))

@@ -324,6 +324,7 @@ def value_guided(key, config: ConfigDict, process: Process, value: Value, log_re
         process,
         lambda x, t, cond: beta * value.log_h(value.params, x, t, cond),
         lambda x, cond: beta * log_reward(x, cond),
+        strength=config.posterior.strength,
     )
     return with_score(key, config, process, guide, labelled_unet(config))
 
@@ -514,7 +515,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     params = fit(loss, params, source, settings, key=fit_key, workdir=workdir, label=label)
     if settings.what == "value":
         loss, refine = refined_value_loss(net, config.value.refine.batch_size), workdir / "refine"
-        params = fit(loss, params, source.means, config.value.refine, key=fit_key, workdir=refine, label=f"{label}, means")
+        params = fit(
+            loss, params, source.means, config.value.refine, key=fit_key, workdir=refine, label=f"{label}, means"
+        )
     made = "classifier" if settings.what == "reward" else settings.what
     path = workdir / f"{config.data.set}_{made}.safetensors"
     trained_on = f"{len(images)} {known.nouns} from {found.source}"

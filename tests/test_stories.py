@@ -16,7 +16,7 @@ from experiments.domains import stories
 from experiments.errors import ConfigError
 from experiments.stories import corpus, grammar, infiller, infilling_prior, language_model, networks
 from rtbjax import absorbing, rollout
-from rtbjax.schedules import linear_mask_rate
+from rtbjax.schedules import loglinear_mask_rate
 
 SETS = {"clamped", "autoregressive", "best_of", "smc"}
 
@@ -119,16 +119,16 @@ def test_the_posterior_sees_beginning_and_ending_and_the_prior_no_ending(kind, r
 
 
 def test_a_calibrated_score_head_is_the_law_of_the_other_head(key):
-    """Through the process: its steps by either head, of one network's probabilities."""
+    """Through the process: all its steps by either head, of one network's probabilities."""
     steps, size = 5, 7
     logits = jax.nn.log_softmax(jax.random.normal(key, (4, 3, size)))
     z = jnp.full((4, 3), size, jnp.int32).at[:, 0].set(2)
-    laws = []
-    for head in ("mdlm", "sedd"):
-        process = absorbing(linear_mask_rate(steps), size, head=head)
-        i = jnp.int32(2)
-        laws.append(process.reverse(infilling_prior.output(head, logits, process.time(i)), z, i).log_probs)
-    np.testing.assert_allclose(jnp.exp(laws[0]), jnp.exp(laws[1]), atol=1e-5)
+    for i in map(jnp.int32, range(steps)):
+        laws = []
+        for head in ("mdlm", "sedd"):
+            process = absorbing(loglinear_mask_rate(steps), size, head=head)
+            laws.append(process.reverse(infilling_prior.output(head, logits, process.time(i)), z, i).log_probs)
+        np.testing.assert_allclose(jnp.exp(laws[0]), jnp.exp(laws[1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["mdlm", "sedd"])

@@ -34,7 +34,7 @@ from experiments.stories.evaluation import Evaluation
 from experiments.stories.priors import Prior
 from experiments.streams import stream
 from rtbjax import Policy, Process, RewardFn, absorbing, left_to_right, one_by_one, posterior
-from rtbjax.schedules import linear_mask_rate
+from rtbjax.schedules import linear_mask_rate, loglinear_mask_rate
 
 
 def check(config: ConfigDict) -> None:
@@ -110,7 +110,8 @@ def make_process(config: ConfigDict, found: Corpus) -> Process:
     """
     steps, size, length = config.process.num_steps, found.vocabulary.size, found.train_tokens.middle.shape[1]
     if config.process.reveals == "independent":
-        return absorbing(linear_mask_rate(steps), size, head=config.prior.head)
+        rates = {"mdlm": linear_mask_rate, "sedd": loglinear_mask_rate}[config.prior.head]
+        return absorbing(rates(steps), size, head=config.prior.head)
     if steps != length:
         raise ConfigError(
             f"config.process.num_steps must be {length}, the places of an infill, for config.process.reveals="

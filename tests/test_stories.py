@@ -352,7 +352,7 @@ def test_a_run_of_the_embedded_stories_prints_infills(shipped, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "There is no set 'supervised': config.baselines.supervised names no weights" in printed
     first = corpus.load(shipped.data, 1).test[0]
-    assert first[3] in printed and first[4] in printed
+    assert first[4] in printed and re.search(rf"reference +-[0-9.]+ {first[3]}\n", printed)
 
 
 @pytest.mark.slow

@@ -140,10 +140,12 @@ class Evaluation:
         figure, axes = plt.subplots(rows, 2, figsize=(12, 3.4 * rows), width_ratios=(3, 2), squeeze=False)
         for number, (left, right) in enumerate(axes):
             story = self._stories[number]
+            log_r = {title: self._log_reward(x[number], number) for title, x in panels.items()}
+            edges = np.histogram_bin_edges(np.concatenate(list(log_r.values())), bins=40)
             lines = [*textwrap.wrap(" ".join(story[:3]), 90), f"... {story[4]}", f"reference: {story[3]}", ""]
             for title, x in panels.items():
                 lines += [f"{title}: {infill}" for infill in self.read(x[number : number + 1, :SHOWN_INFILLS])[0]]
-                right.hist(self._log_reward(x[number], number), bins=25, histtype="step", density=True, label=title)
+                right.hist(log_r[title], bins=edges, histtype="step", density=True, label=title)
             left.text(0.0, 1.0, "\n".join(lines), va="top", family="monospace", fontsize=7)
             left.axis("off")
             right.set_xlabel("log r")

@@ -16,7 +16,16 @@ from experiments import run, weights
 from experiments.data import DataError
 from experiments.domains import stories
 from experiments.errors import ConfigError
-from experiments.stories import baselines, corpus, grammar, infilling_prior, language_model, networks, priors
+from experiments.stories import (
+    baselines,
+    corpus,
+    grammar,
+    infilling_prior,
+    language_model,
+    networks,
+    priors,
+    training,
+)
 from rtbjax import absorbing, rollout
 from rtbjax.schedules import loglinear_mask_rate
 
@@ -144,6 +153,17 @@ def test_a_prior_of_either_head_learns_the_middles(head, small, tmp_path):
     nats = weights.metadata(path)["nats_per_middle_at_most"]
     entropy = np.mean([_surprise(story) for story in found.test])
     assert entropy - 0.3 < nats < 0.4 * guessing
+
+
+def test_a_prior_is_trained_without_endings(small, key, tmp_path):
+    """There are none to see; a model that is to learn from them cannot do without."""
+    found = corpus.load(small.data, small.data.stories)
+    train, test = (tokens._replace(after=None) for tokens in (found.train_tokens, found.test_tokens))
+    blind = found._replace(train_tokens=train, test_tokens=test)
+    _, measured = training.fit_masked(small, blind, "prior", key, tmp_path)
+    assert np.isfinite(measured["nats_per_middle_at_most"])
+    with pytest.raises((TypeError, ValueError), match="None"):
+        training.fit_masked(small, blind, "supervised", key, tmp_path)
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ def get_config(variant: str = ""):
     config.posterior.kind = "lora"
     config.posterior.rank = 4
     config.posterior.select = "unet/.*kernel"
+    config.posterior.adapters = ""  # The folder of a LoRA of diffusers to start from, of these layers and this rank.
     config.objective.grad_steps = 5  # Of 20, drawn anew at every step.
     config.train.steps = 200
     config.train.batch_size = 32

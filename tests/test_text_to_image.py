@@ -244,6 +244,8 @@ def test_a_run_of_one_prompt(config, tmp_path):
     trained = loop.restore(config, done.domain, tmp_path).params
     again = adapters.load(file.parent, trained, done.domain.prior.params)
     jax.tree.map(np.testing.assert_array_equal, trained, again)
+    goes_on = text_to_image.build(changed(config, posterior__adapters=str(file.parent)))
+    jax.tree.map(np.testing.assert_array_equal, trained, goes_on.posterior.params)
 
 
 def test_only_runs_of_this_domain_are_exported(tmp_path):

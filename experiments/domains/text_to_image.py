@@ -22,8 +22,8 @@ from experiments.streams import stream
 from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
 from rtbjax import Policy, Process, from_scheduler, posterior
+from rtbjax.nets.pretrained import adapters, stable_diffusion
 from rtbjax.nets.pretrained import folder as folders
-from rtbjax.nets.pretrained import stable_diffusion
 from rtbjax.nets.pretrained.stable_diffusion import Pipeline
 
 
@@ -101,9 +101,16 @@ def make_process(config: ConfigDict, pipeline: Pipeline) -> Process:
 
 
 def make_posterior(config: ConfigDict, process: Process, prior: Policy) -> Policy:
-    """Adapters on the U-Net's kernels that ``posterior.select`` finds."""
+    """Adapters on the U-Net's kernels that ``posterior.select`` finds: new ones, or those of ``posterior.adapters``.
+
+    Raises:
+      PretrainedError: no such adapters, or others.
+    """
     key = stream(config.seed, "posterior")
     learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
+    if config.posterior.adapters:
+        folder = weights.locate(config.posterior.adapters)
+        learner = learner.replace(params=adapters.load(folder, learner.params, prior.params))
     if not config.posterior.learn_variance:
         return learner
     table = {"log_std": jnp.zeros((config.process.num_steps, 1, 1, 1))}

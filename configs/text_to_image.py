@@ -19,9 +19,11 @@ or from a folder, by --config.prior.folder=FOLDER. A reward of your own is a fun
 
     --config.reward.terms.function=1 --config.reward.terms.contrastive=0 --config.reward.function=module:function
 
-CLIP's score is a folder or a hub id, and so is PickScore, whose weights are a CLIP model's; both need .[lm] :
+CLIP's score is a folder or a hub id, and so is PickScore, whose weights are a CLIP model's; these, the aesthetic
+predictor and ImageReward need .[lm] :
 
     --config.reward.terms.clip=1 --config.reward.terms.contrastive=0 --config.reward.clip=yuvalkirstain/PickScore_v1
+    --config.reward.terms.image_reward=1 --config.reward.terms.contrastive=0 --config.reward.image_reward=FOLDER
 """
 
 from configs.base import base, check_variant
@@ -38,10 +40,19 @@ def get_config(variant: str = ""):
     config.prior = {"folder": "weights/text_to_image", "guidance": 2.0}  # 1: the plain conditional prediction.
     config.process.num_steps = 20
     config.process.min_std = 0.1
-    # log r is the sum of terms times their weights: log p(prompt | image), minus kilobytes as JPEG, the score of a CLIP
-    # model, your own function.
-    config.reward.terms = {"contrastive": 1.0, "jpeg": 0.0, "clip": 0.0, "function": 0.0}
-    config.reward.clip = ""
+    # log r is the sum of terms times their weights: log p(prompt | image), minus kilobytes as JPEG, the scores of a
+    # CLIP model, of an aesthetic predictor and of ImageReward, your own function.
+    config.reward.terms = {
+        "contrastive": 1.0,
+        "jpeg": 0.0,
+        "clip": 0.0,
+        "aesthetic": 0.0,
+        "image_reward": 0.0,
+        "function": 0.0,
+    }
+    config.reward.clip = ""  # A folder or a hub id, as the next two; what is in them: docs/text_to_image.md.
+    config.reward.aesthetic = ""
+    config.reward.image_reward = ""
     config.reward.function = ""  # module:name
     config.reward.folder = "weights/text_to_image/reward"
     config.posterior.kind = "lora"

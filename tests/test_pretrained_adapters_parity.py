@@ -1,4 +1,4 @@
-"""Adapters between rtbjax and diffusers: a pipeline that loads ours predicts as we do, and we as one that wrote its own."""
+"""Adapters between rtbjax and diffusers: whoever wrote them, the two predict alike."""
 
 import jax
 import jax.numpy as jnp

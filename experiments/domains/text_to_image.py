@@ -5,6 +5,7 @@ is shipped in the same form: one code path. A sample is a latent; rewards see wh
 of the mean of prior and posterior alike, and the posterior is the prior with low-rank adapters.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,22 @@ from ml_collections import ConfigDict
 from experiments import data, hosts, weights
 from experiments.domains.base import ConditionalLogZ, Conditions, Domain
 from experiments.errors import ConfigError, checking
-from experiments.settings import PRECISIONS, data_unread, no_warm_start, one_of, other_precision
+from experiments.settings import PRECISIONS, data_unread, get, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
+from experiments.text_to_image.image_reward import TEXT, WEIGHTS, HostedImageReward
 from rtbjax import Policy, Process, from_scheduler, posterior
 from rtbjax.nets.pretrained import adapters, stable_diffusion
 from rtbjax.nets.pretrained import folder as folders
 from rtbjax.nets.pretrained.stable_diffusion import Pipeline
+
+# Rewards of PyTorch by their term, and what their field of the config says.
+HOSTED = {
+    "clip": (hosted.HostedClip, "the folder or hub id of a CLIP model"),
+    "aesthetic": (hosted.HostedAesthetic, f"the folder of a CLIP model with {hosted.HEAD} beside it"),
+    "image_reward": (HostedImageReward, f"a folder with {WEIGHTS}, {TEXT} and vocab.txt"),
+}
 
 
 def prompts(config: ConfigDict) -> tuple[str, ...]:
@@ -49,8 +58,9 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.reward.terms.{name} must be at least 0 and finite, got {terms[name]}.")
     if not any(terms.values()):
         raise ConfigError(f"One of config.reward.terms ({', '.join(terms)}) must be positive.")
-    if terms.clip and not config.reward.clip:
-        raise ConfigError("config.reward.terms.clip needs config.reward.clip: the folder or hub id of a CLIP model.")
+    for name, (_, what) in HOSTED.items():
+        if terms[name] and not get(config, f"reward.{name}"):
+            raise ConfigError(f"config.reward.terms.{name} needs config.reward.{name}: {what}.")
     if not 0.0 <= config.prior.guidance < float("inf"):
         raise ConfigError(f"config.prior.guidance must be at least 0 and finite, got {config.prior.guidance}.")
 
@@ -137,15 +147,19 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: a field that is not allowed, or components that do not fit together.
       PretrainedError: a pipeline that is missing, incomplete or not supported.
       WeightsError: the contrastive model cannot be read.
-      DataError, UserError: nor can the CLIP model that is asked on the host.
+      DataError, UserError: nor can a model that is asked on the host.
     """
     check(config)
     data_unread(config)
     asked = prompts(config)
     model = contrastive.load(weights.locate(config.reward.folder))
     alignment, first_choice = rewards.alignment(model, asked)
-    clip = hosted.HostedClip(config.reward.clip, asked) if config.reward.terms.clip else None
-    picture_reward = make_reward(config, asked, alignment, clip)
+    on_host = {
+        name: make(get(config, f"reward.{name}"), asked)
+        for name, (make, _) in HOSTED.items()
+        if config.reward.terms[name]
+    }
+    picture_reward = make_reward(config, asked, alignment, on_host)
     pipeline = load_pipeline(config)
     prior, process = make_prior(pipeline, asked, config.prior.guidance), make_process(config, pipeline)
     weights.keep_out_of_programs(prior.params)  # Adapters close over them.
@@ -165,7 +179,7 @@ def build(config: ConfigDict) -> Domain:
         posterior=make_posterior(config, process, prior),
         log_reward=log_reward,
         # A log-probability, and minus a size, are at most 0.
-        log_bound=None if config.reward.terms.function or clip else 0.0,
+        log_bound=None if config.reward.terms.function or on_host else 0.0,
         fingerprint=weights.fingerprint(
             prior.params,
             pipeline.vae.params,
@@ -175,7 +189,7 @@ def build(config: ConfigDict) -> Domain:
             config.prior.guidance,
             config.reward.terms.to_dict(),
             config.reward.function,
-            *([clip.fingerprint] if clip else []),
+            *(one.fingerprint for one in on_host.values()),
             list(asked),
             *other_precision(config),
         ),
@@ -186,12 +200,15 @@ def build(config: ConfigDict) -> Domain:
 
 
 def make_reward(
-    config: ConfigDict, asked: tuple[str, ...], alignment: rewards.PictureReward, clip: rewards.PictureReward | None
+    config: ConfigDict,
+    asked: tuple[str, ...],
+    alignment: rewards.PictureReward,
+    on_host: Mapping[str, rewards.PictureReward],
 ) -> rewards.PictureReward:
     """The terms whose weights are not 0."""
     terms = config.reward.terms
     own = rewards.named(config.reward.function, asked) if terms.function else None
-    made = {"contrastive": alignment, "jpeg": rewards.jpeg, "clip": clip, "function": own}
+    made = {"contrastive": alignment, "jpeg": rewards.jpeg, "function": own, **on_host}
     return rewards.weighted([(weight, made[name]) for name, weight in terms.items() if weight])
 
 

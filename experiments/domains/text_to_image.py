@@ -24,9 +24,10 @@ from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
 from experiments.text_to_image.image_reward import TEXT, WEIGHTS, HostedImageReward
 from rtbjax import Policy, Process, from_scheduler, posterior
-from rtbjax.nets.pretrained import adapters, stable_diffusion
+from rtbjax.nets.pretrained import Model, adapters, stable_diffusion
 from rtbjax.nets.pretrained import folder as folders
 from rtbjax.nets.pretrained.stable_diffusion import Pipeline
+from rtbjax.types import Denoiser
 
 # Rewards of PyTorch by their term, and what their field of the config says.
 HOSTED = {
@@ -87,20 +88,26 @@ def load_pipeline(config: ConfigDict) -> Pipeline:
     return pipeline
 
 
-def make_prior(pipeline: Pipeline, asked: tuple[str, ...], scale: float) -> Policy:
+def make_prior(pipeline: Pipeline, asked: tuple[str, ...], scale: float, remat: bool = False) -> Policy:
     """The guided U-Net; its ``cond`` is the place of a path's prompt in ``asked``, ``i32[B]``, None if there is one.
 
     Its parameters are those of the ``unet``, and ``contexts``, what the text encoder says of "" and of each prompt.
     """
-    words, denoise = pipeline.text_encoder, pipeline.unet.policy().apply_fn
+    words = pipeline.text_encoder
     contexts = jax.jit(words.module.apply)({"params": words.params}, pipeline.tokenizer(["", *asked]))
+    return Policy({"unet": pipeline.unet.params, "contexts": contexts}, guided_unet(pipeline.unet, scale, remat))
+
+
+def guided_unet(unet: Model, scale: float, remat: bool) -> Denoiser:
+    """What `make_prior` applies; with ``remat`` a gradient recomputes the inside of the U-Net's blocks."""
+    denoise = unet._replace(module=unet.module.clone(remat=remat)).policy().apply_fn
 
     def apply_fn(params, x, t, cond):
         context = params["contexts"][1:][jnp.zeros(len(x), jnp.int32) if cond is None else cond]
         guided = denoise if scale == 1.0 else stable_diffusion.guided(denoise, scale, params["contexts"][0])
         return guided(params["unet"], x, t, context)
 
-    return Policy({"unet": pipeline.unet.params, "contexts": contexts}, apply_fn)
+    return apply_fn
 
 
 def make_process(config: ConfigDict, pipeline: Pipeline) -> Process:
@@ -161,7 +168,8 @@ def build(config: ConfigDict) -> Domain:
     }
     picture_reward = make_reward(config, asked, alignment, on_host)
     pipeline = load_pipeline(config)
-    prior, process = make_prior(pipeline, asked, config.prior.guidance), make_process(config, pipeline)
+    prior = make_prior(pipeline, asked, config.prior.guidance, config.prior.remat)
+    process = make_process(config, pipeline)
     weights.keep_out_of_programs(prior.params)  # Adapters close over them.
     decode = decoder(pipeline)
 

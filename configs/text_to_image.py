@@ -1,6 +1,6 @@
 """Text to image: a latent diffusion that reads prompts, and a posterior that keeps to them.
 
-    python experiments/run.py --config=configs/text_to_image.py                     "a red eight", rare in training
+    python experiments/run.py --config=configs/text_to_image.py                     "a red eight", six minutes of a core
     python experiments/run.py --config=configs/text_to_image.py --config.prompt="two red twos"
     python experiments/run.py --config=configs/text_to_image.py:prompts             one posterior for four rare prompts
     python experiments/run.py --config=configs/text_to_image.py:sweep               reward against diversity

@@ -57,7 +57,11 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "W
 
 DOMAINS = ("gmm", "images", "inverse", "control", "stories", "text_to_image")
 # Of domains whose comparisons are more than runs side by side.
-TABLES = {"control": "experiments.control.tables", "stories": "experiments.stories.tables"}
+TABLES = {
+    "control": "experiments.control.tables",
+    "stories": "experiments.stories.tables",
+    "text_to_image": "experiments.text_to_image.sweep",
+}
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
 # How the types of fields are called in a message, by what their parsers say of a value of another type.

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import weights
+from experiments import batches, weights
 from experiments.domains.base import ConditionalLogZ, Conditions, Domain
 from experiments.errors import ConfigError
 from experiments.images import networks, posteriors, rewards, training
 from experiments.images.evaluation import Evaluation, plot
-from experiments.settings import check_group, data_unread, no_training, no_warm_start, one_of, other_precision
+from experiments.settings import data_unread, no_training, no_warm_start, one_of, other_precision
 
 
 def check(config: ConfigDict) -> None:
@@ -21,7 +21,7 @@ def check(config: ConfigDict) -> None:
     one_of(config, "process.variance", ("fixed_large", "fixed_small"))
     data_unread(config)
     count, kind = len(rewards.labels(config)), config.posterior.kind
-    check_group(config, count if count > 1 else 0)
+    batches.check_group(config, count if count > 1 else 0)
     if count > 1:
         one_of(config, "posterior.kind", posteriors.CONDITIONAL)
     if kind in posteriors.GUIDED:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from experiments import data
 from experiments.domains.base import Samples
 from experiments.images.rewards import classes
-from experiments.plots import plt
+from experiments.plots import one_panel_each
 from rtbjax import RewardFn
 from rtbjax.metrics.distances import classifier_two_sample, diversity, frechet
 
@@ -69,23 +69,17 @@ class Evaluation:
 
 
 def plot(path: Path, panels: Samples) -> None:
-    """Grids of the first samples of each set, by title, at most five in a row.
+    """A grid of the first samples of each set, by title.
 
     Where there are many labels, each has a row of a grid.
     """
-    columns = min(len(panels), 5)
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 4.8 * rows), squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (title, x) in zip(axes.flat, panels.items(), strict=False):
+
+    def draw(axis, x):
         first = x[: IN_ROW**2] if x.ndim == 4 else np.concatenate([of_one[:IN_ROW] for of_one in x])
         axis.imshow(0.5 + 0.5 * np.clip(grid(first), -1.0, 1.0), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(title)
         axis.axis("off")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+    one_panel_each(path, panels, draw, size=(4.5, 4.8))
 
 
 def grid(x: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "h w C"]:

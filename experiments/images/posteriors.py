@@ -39,10 +39,7 @@ def make(config: ConfigDict, process: Process, prior: Policy, log_reward: Reward
         learner = value_guided(key, config, process, log_reward, value)
     else:
         learner = guided(config, process, prior, log_reward)
-    if not settings.learn_variance:
-        return learner
-    table = {"log_std": jnp.zeros((process.num_steps, 1, 1, 1))}
-    return posterior.learned_std(learner, table, lambda table, x, t, cond: table["log_std"][process.step_at(t)][None])
+    return posterior.step_std(learner, process, (1, 1, 1)) if settings.learn_variance else learner
 
 
 def guided(config: ConfigDict, process: Process, prior: Policy, log_reward: RewardFn) -> Policy:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from experiments import hosts, objectives, optimizers, parity, records, settings, stopping, warm_start, weights
+from experiments import batches, hosts, objectives, optimizers, parity, records, stopping, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
 from experiments.finite import Diverged, blame, finite
@@ -148,7 +148,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
         )
 
     key = stream(config.seed, "train")
-    on_policy, groups, width = settings.path_counts(config)["on_policy"], settings.groups(config), widening(config)
+    on_policy, groups, width = batches.path_counts(config)["on_policy"], batches.groups(config), widening(config)
     metrics = records.Metrics(workdir / "metrics.jsonl", first)
     with (
         hosts.progress(total=steps, initial=first, desc=domain.name, unit="step") as bar,

@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from experiments import (
+    batches,
     compare,
     evaluate,
     exact,
@@ -119,7 +120,7 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
     settings.check_mesh(config, jax.device_count())
     with checking():
         mesh = data_mesh(config.devices or None, config.fsdp)
-        settings.check_devices(config, mesh.size)
+        batches.check_devices(config, mesh.size)
         domain = domain_module(config).build(config)
         domain = dataclasses.replace(domain, patience=settings.patience(config))
         proposal.check(config, domain)

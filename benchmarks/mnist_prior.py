@@ -21,7 +21,8 @@ import numpy as np
 from configs.mnist import get_config
 from experiments import data
 from experiments.domains import images
-from experiments.domains.images import in_batches
+from experiments.images import networks
+from experiments.images.evaluation import in_batches
 from experiments.records import write_json
 from experiments.streams import stream
 from rtbjax.metrics.distances import frechet
@@ -52,7 +53,7 @@ def main():
     train, test = data.mnist(arguments.train), data.mnist(arguments.test)
     config, count = get_config(), arguments.samples
     config.steer.steps = 0  # The posterior is not asked for.
-    net, params = images.load_classifier(config)
+    net, params = networks.load_classifier(config)
     logits = jax.jit(lambda x: net.apply({"params": params}, x))
     features = jax.jit(lambda x: net.apply({"params": params}, x, method="features"))
 

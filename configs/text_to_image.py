@@ -1,8 +1,9 @@
 """Text to image: a latent diffusion that reads prompts, and a posterior that keeps to them.
 
-    python experiments/run.py --config=configs/text_to_image.py                     "a red eight", rare in training
+    python experiments/run.py --config=configs/text_to_image.py                     "a red eight", six minutes of a core
     python experiments/run.py --config=configs/text_to_image.py --config.prompt="two red twos"
     python experiments/run.py --config=configs/text_to_image.py:prompts             one posterior for four rare prompts
+    python experiments/run.py --config=configs/text_to_image.py:sweep               reward against diversity
     python experiments/run.py --config=configs/text_to_image.py:smoke               the whole path in about a minute
 
 Needs pip install -e ".[text]", for the tokenizer. The default prior, coloured digits, is shipped as a pipeline of
@@ -19,15 +20,18 @@ or from a folder, by --config.prior.folder=FOLDER. A reward of your own is a fun
 
     --config.reward.terms.function=1 --config.reward.terms.contrastive=0 --config.reward.function=module:function
 
-CLIP's score is a folder or a hub id, and so is PickScore, whose weights are a CLIP model's; both need .[lm] :
+CLIP's score is a folder or a hub id, and so is PickScore, whose weights are a CLIP model's; these, the aesthetic
+predictor and ImageReward need .[lm] :
 
     --config.reward.terms.clip=1 --config.reward.terms.contrastive=0 --config.reward.clip=yuvalkirstain/PickScore_v1
+    --config.reward.terms.image_reward=1 --config.reward.terms.contrastive=0 --config.reward.image_reward=FOLDER
 """
 
 from configs.base import base, check_variant
 
 STAGES = {"vae": (1_200, 32), "text": (260, 64), "prior": (1_400, 64), "reward": (400, 64)}  # Steps and batch.
-VARIANTS = ("", "prompts", *STAGES, "sd15", "smoke")
+VARIANTS = ("", "prompts", "sweep", *STAGES, "sd15", "smoke")
+SWEEP = (0.01, 0.1, 1.0, 10.0)  # The beta of the paper's table H.1.
 
 
 def get_config(variant: str = ""):
@@ -36,17 +40,28 @@ def get_config(variant: str = ""):
     config.domain = "text_to_image"
     config.prompt = "a red eight"  # Several, with one posterior for all, are separated by |.
     config.prior = {"folder": "weights/text_to_image", "guidance": 2.0}  # 1: the plain conditional prediction.
+    config.prior.remat = False  # Whether a gradient recomputes the U-Net's blocks instead of keeping what is in them.
     config.process.num_steps = 20
     config.process.min_std = 0.1
-    # log r is the sum of terms times their weights: log p(prompt | image), minus kilobytes as JPEG, the score of a CLIP
-    # model, your own function.
-    config.reward.terms = {"contrastive": 1.0, "jpeg": 0.0, "clip": 0.0, "function": 0.0}
-    config.reward.clip = ""
+    # log r is the sum of terms times their weights: log p(prompt | image), minus kilobytes as JPEG, the scores of a
+    # CLIP model, of an aesthetic predictor and of ImageReward, your own function.
+    config.reward.terms = {
+        "contrastive": 1.0,
+        "jpeg": 0.0,
+        "clip": 0.0,
+        "aesthetic": 0.0,
+        "image_reward": 0.0,
+        "function": 0.0,
+    }
+    config.reward.clip = ""  # A folder or a hub id, as the next two; what is in them: docs/text_to_image.md.
+    config.reward.aesthetic = ""
+    config.reward.image_reward = ""
     config.reward.function = ""  # module:name
     config.reward.folder = "weights/text_to_image/reward"
     config.posterior.kind = "lora"
     config.posterior.rank = 4
     config.posterior.select = "unet/.*kernel"
+    config.posterior.adapters = ""  # The folder of a LoRA of diffusers to start from, of these layers and this rank.
     config.objective.grad_steps = 5  # Of 20, drawn anew at every step.
     config.train.steps = 200
     config.train.batch_size = 32
@@ -76,11 +91,17 @@ def get_config(variant: str = ""):
         config.behaviour.replay = 0.25
         config.behaviour.capacity = 64
         config.eval.num_samples = 100
+    if variant == "sweep":  # Policy gradients are on-policy, and so is all of it.
+        config.behaviour.accepted = config.behaviour.noised = 0.0
+        config.objective.grad_steps = None
+        config.train.learning_rate = 3e-4
+        config.compare = {"runs": methods()}
     if variant == "sd15":
         config.behaviour.accepted = 0.0
         config.objective.grad_steps = 8
         config.prior.folder = "stable-diffusion-v1-5/stable-diffusion-v1-5"
         config.prior.guidance = 7.5
+        config.prior.remat = True
         config.prompt = "A green colored rabbit."
         config.reward.terms.contrastive, config.reward.terms.jpeg = 0.0, 1.0
         config.objective.beta = 0.1
@@ -103,3 +124,12 @@ def get_config(variant: str = ""):
         config.behaviour.capacity = config.behaviour.warm_accepted = 16
         config.eval.exact_samples = 8
     return config
+
+
+def methods():
+    """The sweep's runs and their changes of the config; of DPOK a beta is one over the weight of its KL."""
+    runs = {f"RTB, beta {beta:g}": {"objective.beta": beta} for beta in SWEEP}
+    runs |= {f"DPOK, beta {beta:g}": {"objective.loss": "dpok", "objective.alpha": 1.0 / beta} for beta in SWEEP}
+    runs["DDPO"] = {"objective.loss": "ddpo"}
+    # Dots separate fields in a config's names, so the changes are kept as pairs.
+    return [(name, list(changes.items())) for name, changes in runs.items()]

@@ -56,7 +56,7 @@ class Checkpoints:
             ) from error
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Writes the tree, every process its parts; complete on disk when this returns, for which SIGTERM waits.
+        """Writes the tree, every process its parts; complete on disk when this returns, for which signals wait.
 
         Raises:
           CheckpointError: it cannot be written; those before it are still there.

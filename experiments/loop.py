@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from experiments import hosts, objectives, optimizers, parity, records, settings, stopping, warm_start, weights
+from experiments import batches, hosts, objectives, optimizers, parity, records, stopping, warm_start, weights
 from experiments.checkpoint import CheckpointError, Checkpoints
 from experiments.domains.base import Domain
 from experiments.finite import Diverged, blame, finite
@@ -93,7 +93,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
       RewardError: see `rtbjax.rewards.evaluate`; what was done before is saved.
       CheckpointError: there are checkpoints and none can be read, or there ought to be; or one cannot be written.
       WriteError: see `experiments.files.replacing`.
-      Terminated: SIGTERM came; what is done is saved.
+      Terminated: it was asked to stop (see `experiments.stopping`); what is done is saved.
     """
     steps, steers = config.train.steps, domain.value is not None and config.steer.steps > 0
     # Order matters: whatever a resumed run repeats must come after the restore, and the step's own key is folded from
@@ -148,7 +148,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
         )
 
     key = stream(config.seed, "train")
-    on_policy, groups, width = settings.path_counts(config)["on_policy"], settings.groups(config), widening(config)
+    on_policy, groups, width = batches.path_counts(config)["on_policy"], batches.groups(config), widening(config)
     metrics = records.Metrics(workdir / "metrics.jsonl", first)
     with (
         hosts.progress(total=steps, initial=first, desc=domain.name, unit="step") as bar,
@@ -185,7 +185,7 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             if to_save or stop:
                 save(done)
             if stop and done < steps:
-                raise stopping.Terminated(f"stopped by SIGTERM; the same command goes on at step {done}.")
+                raise stopping.Terminated(f"stopped as asked; the same command goes on at step {done}.")
     metrics.close()
     checkpoints.close()
     if skipped := int(state.skipped):

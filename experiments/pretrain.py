@@ -47,7 +47,7 @@ def fit(
 
     Raises:
       Diverged: loss or parameters are no longer finite; such a state is not saved.
-      Terminated: SIGTERM came; what is done is saved.
+      Terminated: it was asked to stop (see `experiments.stopping`); what is done is saved.
     """
     schedule = learning_rate(settings.learning_rate, max(1, settings.steps // 20), settings.steps)
     rule = RULES[settings.optimizer](schedule, weight_decay=settings.weight_decay)
@@ -130,8 +130,6 @@ def iterate(
                 checkpoints.save(done, {"carry": carry})
                 saved = done
             if stop and done < settings.steps:
-                raise stopping.Terminated(
-                    f"stopped by SIGTERM; the same command goes on at step {done} of the {label}."
-                )
+                raise stopping.Terminated(f"stopped as asked; the same command goes on at step {done} of the {label}.")
     checkpoints.close()
     return carry

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from experiments import hosts, settings
+from experiments import batches, hosts
 from experiments.accepted import Accepted
 from experiments.domains.base import Conditions, Domain, log_reward, rewarded, rows
 from experiments.errors import ConfigError, UserError
@@ -47,10 +47,10 @@ def check(config: ConfigDict, domain: Domain) -> None:
 
     Raises:
       ConfigError: accepted paths of a reward without a declared bound, or of several posteriors; noised ones of
-        conditions without data; or see `settings.check_group`.
+        conditions without data; or see `batches.check_group`.
     """
-    paths = settings.path_counts(config)
-    settings.check_group(config, 0 if domain.conditions is None else domain.conditions.count)
+    paths = batches.path_counts(config)
+    batches.check_group(config, 0 if domain.conditions is None else domain.conditions.count)
     if domain.conditions is not None:
         check_conditional(config, domain.conditions, paths)
         return
@@ -75,7 +75,7 @@ class Proposal:
 
     def __init__(self, config: ConfigDict, domain: Domain, mesh: Mesh):
         self._settings, self._beta, self._domain = config.behaviour, config.objective.beta, domain
-        self._paths, self._groups = settings.path_counts(config), settings.groups(config)
+        self._paths, self._groups = batches.path_counts(config), batches.groups(config)
         self._width = widening(config)
         uses_accepted = domain.conditions is None and (self._paths["accepted"] or self._paths["noised"])
         self._everywhere = NamedSharding(mesh, PartitionSpec())

@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from experiments import (
+    batches,
     compare,
     evaluate,
     exact,
@@ -57,7 +58,11 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "W
 
 DOMAINS = ("gmm", "images", "inverse", "control", "stories", "text_to_image")
 # Of domains whose comparisons are more than runs side by side.
-TABLES = {"control": "experiments.control.tables", "stories": "experiments.stories.tables"}
+TABLES = {
+    "control": "experiments.control.tables",
+    "stories": "experiments.stories.tables",
+    "text_to_image": "experiments.text_to_image.sweep",
+}
 # What a user can mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (UserError, RewardError)
 # How the types of fields are called in a message, by what their parsers say of a value of another type.
@@ -115,7 +120,7 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
     settings.check_mesh(config, jax.device_count())
     with checking():
         mesh = data_mesh(config.devices or None, config.fsdp)
-        settings.check_devices(config, mesh.size)
+        batches.check_devices(config, mesh.size)
         domain = domain_module(config).build(config)
         domain = dataclasses.replace(domain, patience=settings.patience(config))
         proposal.check(config, domain)

@@ -1,4 +1,4 @@
-"""SIGTERM: what is done is saved, and the exit code says that the same command goes on from there."""
+"""SIGTERM and Ctrl-C: what is done is saved, and the exit code says that the same command goes on from there."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h.
+SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Terminated(BaseException):
@@ -28,33 +29,52 @@ def leave(why: str) -> NoReturn:
 
 
 def leave_when_asked() -> None:
-    """Until `listen`, SIGTERM ends the process: nothing is done yet that could be lost."""
-    signal.signal(signal.SIGTERM, lambda *_: leave("stopped by SIGTERM before anything was done."))
+    """Until `listen`, `SIGNALS` end the process: nothing is done yet that could be lost."""
+    _handle(lambda number, _: leave(f"stopped by {SIGNALS[number]} before anything was done."))
 
 
 def listen() -> None:
-    """From here on SIGTERM raises `Terminated`, wherever the program is, unless it is `deferred`."""
+    """From here on `SIGNALS` raise `Terminated`, wherever the program is, unless they are `deferred`."""
 
-    def stop(*_):
-        raise Terminated("stopped by SIGTERM; the same command goes on from the last checkpoint.")
+    def stop(number, _):
+        raise Terminated(f"stopped by {SIGNALS[number]}; the same command goes on from the last checkpoint.")
 
-    signal.signal(signal.SIGTERM, stop)
+    _handle(stop)
 
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM waits: yields a function that tells whether it came. One that nobody acted on comes at the end.
+    """Inside, `SIGNALS` wait: yields a function that tells whether one came. What nobody acted on comes at the end.
+
+    A second Ctrl-C does not wait: what is awaited may never come, as the answer of a reward that hangs.
 
     Signals belong to the main thread; elsewhere none ever comes.
     """
-    asked = threading.Event()
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield lambda: False
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def note(number, frame):
+        again = number == signal.SIGINT and number in came
+        came.append(number)
+        if again:
+            before[number](number, frame)
+
+    before = _handle(note)
     try:
-        yield asked.is_set
+        yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if asked.is_set():
-        signal.raise_signal(signal.SIGTERM)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def _handle(handler: Callable) -> dict:
+    """Gives `SIGNALS` a handler, and returns those of before.
+
+    One that is ignored stays so: a shell starts what is to outlive it, or runs in the background, in that way.
+    """
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}

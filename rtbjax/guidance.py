@@ -29,11 +29,10 @@ def classifier_guidance(
       clip: bound on every entry of the gradient, as of `rtbjax.posterior.langevin`.
     """
 
-    def look(output, x, t, cond):
-        gradient = jax.grad(lambda x: jnp.sum(log_reward(x, cond)))(x)
-        return {"output": output, "score": strength * jnp.clip(gradient, -clip, clip)}
+    def gradient(output, x, t, cond):
+        return jax.grad(lambda x: jnp.sum(log_reward(x, cond)))(x)
 
-    return Policy({}, _steer, look)
+    return _guide(gradient, strength, clip)
 
 
 def value_guidance(
@@ -58,13 +57,12 @@ def value_guidance(
     """
     log_h_after = value_after(process, log_h, log_reward)
 
-    def look(output, x, t, cond):
+    def gradient(output, x, t, cond):
         i = process.step_at(t)
         law: Any = process.reverse(output, x, i)
-        gradient = jax.grad(lambda mean: jnp.sum(log_h_after(mean, i, cond)))(law.mean)
-        return {"output": output, "score": strength * jnp.clip(gradient, -clip, clip)}
+        return jax.grad(lambda mean: jnp.sum(log_h_after(mean, i, cond)))(law.mean)
 
-    return Policy({}, _steer, look)
+    return _guide(gradient, strength, clip)
 
 
 def value_after(
@@ -104,12 +102,11 @@ def posterior_sampling(
       clip: bound on every entry of the gradient.
     """
 
-    def look(output, x, t, cond):
+    def gradient(output, x, t, cond):
         i = process.step_at(t)
-        gradient = jax.grad(lambda x: jnp.sum(log_reward(process.denoise(prior(x, t, cond), x, i), cond)))(x)
-        return {"output": output, "score": strength * jnp.clip(gradient, -clip, clip)}
+        return jax.grad(lambda x: jnp.sum(log_reward(process.denoise(prior(x, t, cond), x, i), cond)))(x)
 
-    return Policy({}, _steer, look)
+    return _guide(gradient, strength, clip)
 
 
 def loss_guidance(
@@ -142,7 +139,7 @@ def loss_guidance(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
 
-    def look(output, x, t, cond):
+    def gradient(output, x, t, cond):
         i = process.step_at(t)
         noise = spread(i) * _noise_of(x, num_samples)
 
@@ -151,9 +148,9 @@ def loss_guidance(
             log_r = jax.vmap(lambda noise: log_reward(x0 + noise, cond))(noise)
             return jnp.sum(jax.nn.logsumexp(log_r, axis=0))
 
-        return {"output": output, "score": strength * jnp.clip(jax.grad(total)(x), -clip, clip)}
+        return jax.grad(total)(x)
 
-    return Policy({}, _steer, look)
+    return _guide(gradient, strength, clip)
 
 
 def reconstruction(
@@ -189,7 +186,7 @@ def reconstruction(
     """
     last = process.num_steps - 1
 
-    def look(output, x, t, cond):
+    def gradient(output, x, t, cond):
         i = process.step_at(t)
         after = jnp.minimum(i + 1, last)
         law: Any = process.reverse(output, x, i)
@@ -210,10 +207,22 @@ def reconstruction(
             change = scale * back(blame(v)[0])[0]
             return v + jax.jvp(lambda x0: misfit(x0, cond), (x0,), (change,))[1]
 
-        score = -back(blame(_conjugate_gradients(widened, e, iterations))[0])[0]
-        return {"output": output, "score": jnp.clip(score, -clip, clip)}
+        return -back(blame(_conjugate_gradients(widened, e, iterations))[0])[0]
 
-    return Policy({}, _steer, look)
+    return _guide(gradient, 1.0, clip)
+
+
+def _guide(gradient: Callable[[Any, Array, Array, Any], Array], strength: float, clip: float) -> Policy:
+    """The prior with ``gradient(prior output, x, t, cond)``, clipped and then scaled, added to its score."""
+
+    def look(output, x, t, cond):
+        score = strength * jnp.clip(gradient(output, x, t, cond), -clip, clip)
+        return {"output": output, "score": score}
+
+    def apply_fn(params, x, t, cond, features):
+        return Steered(features["output"], features["score"])
+
+    return Policy({}, apply_fn, look)
 
 
 def _noise_of(x: Array, count: int) -> Array:
@@ -244,7 +253,3 @@ def _conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations:
         before, squares = squares, _dots(rest, rest)
         direction = rest + squares / jnp.maximum(before, 1e-30) * direction
     return v
-
-
-def _steer(params, x, t, cond, features):
-    return Steered(features["output"], features["score"])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from rtbjax import lora as _lora
+from rtbjax.process import Process
 from rtbjax.types import LearnedStd, Policy, PRNGKey, Steered
 
 
@@ -176,6 +177,18 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
         return _add_log_std(output, head(params["log_std"], x, t, cond))
 
     return Policy({"base": base.params, "log_std": head_params}, apply_fn, base.look)
+
+
+def step_std(base: Policy, process: Process, shape: tuple[int, ...]) -> Policy:
+    """`learned_std` by a table: numbers for every step, the same for all samples.
+
+    Args:
+      base: a trainable parametrisation.
+      process: the chain, Gaussian.
+      shape: of a step's numbers, with the axes of ``E*``; along those of length 1 they are shared.
+    """
+    table = {"log_std": jnp.zeros((process.num_steps, *shape))}
+    return learned_std(base, table, lambda table, x, t, cond: table["log_std"][process.step_at(t)][None])
 
 
 def _add(output: Any, change: Array) -> Any:

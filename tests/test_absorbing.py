@@ -46,8 +46,11 @@ def assert_frequencies(samples, law):
     assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3, (observed, expected)
 
 
-@pytest.mark.parametrize("head", ["mdlm", "sedd"])
-@pytest.mark.parametrize("rate", [linear_mask_rate(3), loglinear_mask_rate(3)], ids=["linear", "loglinear"])
+@pytest.mark.parametrize(
+    "head, rate",
+    [("mdlm", linear_mask_rate(3)), ("mdlm", loglinear_mask_rate(3)), ("sedd", loglinear_mask_rate(3))],
+    ids=["mdlm, linear", "mdlm, loglinear", "sedd, loglinear"],
+)
 def test_path_probabilities_sum_to_one_and_give_the_sampled_ends(head, rate):
     process = absorbing(rate, 2, head=head)
     # As scores, all the mass a token can take before the last step is used up to two thirds.
@@ -82,7 +85,7 @@ def test_states_only_ever_go_from_mask_to_token_and_end_revealed():
 
 @pytest.mark.parametrize("head", ["mdlm", "sedd"])
 def test_the_last_step_cannot_leave_a_mask(head):
-    process = absorbing(linear_mask_rate(3), 2, head=head)
+    process = absorbing(np.linspace(0.99, 0.0, 4), 2, head=head)
     x = jnp.full((1, 2), MASK, jnp.int32)
     law = process.reverse(-20.0 * jnp.ones((1, 2, 2)), x, jnp.int32(2))
     np.testing.assert_allclose(np.exp(law.log_probs), [[[0.5, 0.5, 0.0]] * 2], atol=1e-6)
@@ -128,14 +131,15 @@ def test_given_tokens_never_change_are_never_masked_and_contribute_nothing():
 PRODUCT_LAW = np.asarray([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])
 
 
-@pytest.mark.parametrize("rate", [linear_mask_rate(4), loglinear_mask_rate(4)], ids=["linear", "loglinear"])
+@pytest.mark.parametrize(
+    "rate", [np.linspace(0.99, 0.0, 5), loglinear_mask_rate(4)], ids=["almost linear", "loglinear"]
+)
 def test_sedd_with_exact_scores_is_mdlm_with_exact_logits(rate):
     """Of a product law the score of token v at a masked position is p(v) (1 - m) / m; the chain is exact for it."""
     log_p = jnp.asarray(np.log(PRODUCT_LAW), jnp.float32)
 
     def scores(params, x, t, cond):
-        clean = jnp.maximum(1.0 - t, 1e-6)  # the start counts as just below fully masked
-        return jnp.broadcast_to(log_p + jnp.log(clean) - jnp.log1p(-clean), (x.shape[0], 2, 3))
+        return jnp.broadcast_to(log_p + jnp.log1p(-t) - jnp.log(t), (x.shape[0], 2, 3))
 
     def logits(params, x, t, cond):
         return jnp.broadcast_to(log_p, (x.shape[0], 2, 3))
@@ -333,6 +337,7 @@ def train(process, chain, prior, log_reward, conditions, updates=400, batch=256)
         (lambda: absorbing(np.asarray([1.2, 0.5, 0.0]), 2), "fall strictly from at most 1 to 0"),
         (lambda: absorbing(np.asarray([0.5, 0.6, 0.0]), 2), "fall strictly from at most 1 to 0"),
         (lambda: absorbing(linear_mask_rate(2), 2, head="d3pm"), "'mdlm' or 'sedd', got 'd3pm'"),
+        (lambda: absorbing(linear_mask_rate(2), 2, head="sedd"), "must start below 1 .* as .*loglinear_mask_rate does"),
     ],
 )
 def test_bad_arguments_say_what_is_allowed(make, message):

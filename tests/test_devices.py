@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from shrunk import changed, gmm
 
-from experiments import objectives, optimizers, settings
+from experiments import batches, objectives, optimizers
 from experiments.domains import gmm as gmm_domain
 from experiments.domains.base import placed
 from experiments.proposal import Proposal
@@ -16,7 +16,7 @@ STEPS = 2  # The second draws from what the first has put into the buffers.
 
 
 def everything(folder):
-    """A batch in which every behaviour has its part, in the order in which `settings.path_counts` names them."""
+    """A batch in which every behaviour has its part, in the order in which `batches.path_counts` names them."""
     config = changed(
         gmm(folder),
         train__batch_size=64,
@@ -30,7 +30,7 @@ def everything(folder):
         behaviour__capacity=64,
         train__warmup_steps=0,
     )
-    assert all(settings.path_counts(config).values())
+    assert all(batches.path_counts(config).values())
     return config
 
 

@@ -14,6 +14,7 @@ from configs.mnist import get_config
 from experiments import data, run, weights
 from experiments.domains import images
 from experiments.errors import ConfigError
+from experiments.images import networks, rewards, training
 from rtbjax import rollout
 from rtbjax.train import make_rollout
 
@@ -50,7 +51,7 @@ def test_what_is_pretrained_serves_a_run(what, digits, tmp_path, capsys):
     domain = images.build(config)
     made = {"prior": domain.prior.params, "value": domain.value.params}.get(what)
     if what == "reward":
-        made = images.load_classifier(config)[1]
+        made = networks.load_classifier(config)[1]
     shipped = weights.locate(get_config()[what].weights)
     assert weights.fingerprint(made) == weights.fingerprint(weights.load(path, made))
     assert weights.fingerprint(made) != weights.fingerprint(weights.load(shipped, made))
@@ -59,8 +60,8 @@ def test_what_is_pretrained_serves_a_run(what, digits, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_value_is_refined_at_the_means_of_the_prior_s_steps_and_on_what_became_of_them(digits):
     config = changed(get_config("smoke"), data__path=str(digits), eval__batch_size=8, pretrain__paths=16)
-    found = images.value_data(config, jnp.zeros((3, 28, 28, 1)), jax.random.key(0))
-    process, prior = images.make_process(config), images.load_prior(config)
+    found = training.value_data(config, jnp.zeros((3, 28, 28, 1)), jax.random.key(0))
+    process, prior = networks.make_process(config), networks.load_prior(config)
     means, times, probabilities = found.means
     assert means.shape == (2 * 4 * 8, 28, 28, 1)  # Two batches of paths, and every step but the last.
     np.testing.assert_array_equal(probabilities[:32], np.tile(found.samples[1][:8], (4, 1)))
@@ -116,7 +117,7 @@ def test_one_posterior_for_many_labels(tmp_path):
     # Exact samples are of their own label.
     assert all(one["exact"]["log_reward"] > one["prior"]["log_reward"] for one in metrics["per_condition"])
     domain = done.domain
-    x = jnp.asarray(done.exact.samples[:, :8].reshape(16, *images.shape(config)))
+    x = jnp.asarray(done.exact.samples[:, :8].reshape(16, *networks.shape(config)))
     right, wrong = jnp.repeat(jnp.arange(2), 8), jnp.repeat(1 - jnp.arange(2), 8)
     assert (domain.log_reward(x, right) > domain.log_reward(x, wrong)).mean() > 0.8
     # As after training: at the start the last layer is zero, and so is the score.
@@ -125,7 +126,7 @@ def test_one_posterior_for_many_labels(tmp_path):
     moved = [a + 0.1 * jax.random.normal(k, a.shape) for k, a in zip(noise, leaves, strict=True)]
     params = jax.tree.unflatten(tree, moved)
     paths = rollout(
-        jax.random.key(0), domain.process, domain.prior, shape=(4, *images.shape(config)), look=domain.posterior.look
+        jax.random.key(0), domain.process, domain.prior, shape=(4, *networks.shape(config)), look=domain.posterior.look
     )
     features = jax.tree.map(lambda f: f[2], paths.features)
 
@@ -140,7 +141,7 @@ def test_a_posterior_guided_by_the_value_starts_as_that_guide():
     """And its score then moves it, of which `inverse` has the same."""
     config = changed(get_config("smoke"), objective__beta=0.25, posterior__strength=2.0, steer__steps=0)
     domain = images.build(config)
-    process, value = domain.process, images.make_value(config)
+    process, value = domain.process, rewards.load_value(config)
     i, x = jnp.int32(2), jax.random.normal(jax.random.key(0), (3, 28, 28, 1))
     t = process.time(i)
     output = domain.prior(x, t, None)

@@ -9,6 +9,7 @@ from configs.cifar10 import get_config
 from experiments import data, run, weights
 from experiments.domains import images
 from experiments.errors import ConfigError
+from experiments.images import networks, rewards
 
 
 def pictures(path, shape=(40, 32, 32, 3), labels=None):
@@ -26,7 +27,7 @@ def test_without_weights_it_names_the_commands_that_make_them(tmp_path):
         images.build(config)
     config = changed(get_config(), reward__weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(weights.WeightsError, match=f"{command} --config.pretrain.what=reward$"):
-        images.load_classifier(config)
+        networks.load_classifier(config)
 
 
 def test_pictures_that_are_not_what_they_should_be(tmp_path):
@@ -71,13 +72,13 @@ def test_the_binary_version_is_read_plane_by_plane(tmp_path):
 )
 def test_labels_are_names_numbers_and_kinds(label, found):
     config = changed(get_config(), reward__label=label)
-    assert images.labels(config) == (label,) and images.classes(label) == found
+    assert rewards.labels(config) == (label,) and rewards.classes(label) == found
 
 
 @pytest.mark.parametrize("label", ["10", "even", "Cat", ""])
 def test_an_unknown_label_is_told_what_there_is(label):
     with pytest.raises(ConfigError, match="0..9, 'airplane', .*'truck', 'vehicle', 'animal', or for many .* 'classes'"):
-        images.labels(changed(get_config(), reward__label=label))
+        rewards.labels(changed(get_config(), reward__label=label))
 
 
 def test_an_unknown_set_of_images():

@@ -64,6 +64,7 @@ PARAMETRISATIONS = {
     "langevin on a correction": lambda: langevin(correction()),
     "learned std": lambda: parametrise.learned_std(parametrise.full_copy(PRIOR), HEAD, head),
     "learned std on langevin on a correction": lambda: parametrise.learned_std(langevin(correction()), HEAD, head),
+    "step std": lambda: parametrise.step_std(parametrise.full_copy(PRIOR), PROCESS, (1,)),
     "langevin on learned std": lambda: langevin(parametrise.learned_std(parametrise.full_copy(PRIOR), HEAD, head)),
 }
 
@@ -145,6 +146,19 @@ def test_learned_std_changes_the_std_only():
     law, base = PROCESS.reverse(policy(x, t, None), x, i), PROCESS.reverse(PRIOR(x, t, None), x, i)
     np.testing.assert_array_equal(law.mean, base.mean)
     np.testing.assert_allclose(law.std / base.std, np.exp([[0.3 * 2.0, -0.2 * 4.0]]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape, factors", [((1,), [0.3]), ((2,), [0.3, -0.2])])
+def test_step_std_changes_the_std_of_one_step(shape, factors):
+    policy = parametrise.step_std(parametrise.full_copy(PRIOR), PROCESS, shape)
+    table = policy.params["log_std"]["log_std"].at[2].set(jnp.asarray(factors))
+    policy = policy.replace(params=policy.params | {"log_std": {"log_std": table}})
+    x = jnp.asarray([[1.0, 3.0], [0.0, 2.0]])
+    for i, expected in ((1, np.ones((2, 2))), (2, np.exp(np.broadcast_to(factors, (2, 2))))):
+        t = PROCESS.time(jnp.int32(i))
+        law, base = PROCESS.reverse(policy(x, t, None), x, i), PROCESS.reverse(PRIOR(x, t, None), x, i)
+        np.testing.assert_array_equal(law.mean, base.mean)
+        np.testing.assert_allclose(np.broadcast_to(law.std / base.std, (2, 2)), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("steered", [False, True])

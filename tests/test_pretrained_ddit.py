@@ -159,6 +159,26 @@ def test_it_is_a_prior_that_writes_whole_texts(published, key):
     assert (paths.xs[-1] < TOKENS).all() and np.isfinite(paths.log_prior).all()
 
 
+@pytest.mark.parametrize("head", CONFIGS)
+def test_a_network_that_knows_the_law_of_tokens_makes_the_chain_of_that_law(head):
+    """Its bias alone; SEDD's is learned with log V more. Each step reveals what is due, as tokens of the law."""
+    law = np.arange(1.0, TOKENS + 1) / sum(range(1, TOKENS + 1))
+    net, rate = ddit.from_config(CONFIGS[head]), loglinear_mask_rate(5)
+    x = jnp.full((1, 1), TOKENS, jnp.int32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, jnp.float32(0.5))
+    params = jax.tree.map(lambda a: jnp.zeros(a.shape), shapes)["params"]
+    bias = np.append(np.log(law) + (np.log(TOKENS) if head == "sedd" else 0.0), 0.0)
+    params["output_layer.linear"]["bias"] = jnp.asarray(bias, jnp.float32)
+    process = rtbjax.absorbing(rate, TOKENS, head=head)
+
+    @jax.jit
+    def step(i):
+        return jnp.exp(process.reverse(net.apply({"params": params}, x, process.time(i)), x, i).log_probs)[0, 0]
+
+    for i, due in enumerate(1.0 - rate[1:] / rate[:-1]):
+        np.testing.assert_allclose(step(jnp.int32(i)), np.append(due * law, 1.0 - due), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "head, change, message",
     [

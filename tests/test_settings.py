@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from shrunk import changed, gmm
 
 from configs import mnist as mnist_config
-from experiments import compare, proposal, run, settings, table
+from experiments import batches, compare, proposal, run, settings, table
 from experiments.errors import ConfigError, UserError
 
 CONFIGS = [
@@ -106,8 +106,8 @@ def test_every_shipped_config_and_every_row_of_its_tables_is_allowed(module, var
     ],
 )
 def test_a_batch_is_split_by_largest_remainder(config, batch, fractions, counts):
-    shares = {f"behaviour__{name}": share for name, share in zip(settings.OFF_POLICY, fractions, strict=True)}
-    assert tuple(settings.path_counts(changed(config, train__batch_size=batch, **shares)).values()) == counts
+    shares = {f"behaviour__{name}": share for name, share in zip(batches.OFF_POLICY, fractions, strict=True)}
+    assert tuple(batches.path_counts(changed(config, train__batch_size=batch, **shares)).values()) == counts
 
 
 @pytest.mark.parametrize("loss", ["reinforce", "reinforce_reward", "ddpo", "dpok"])
@@ -128,9 +128,9 @@ def test_policy_gradients_take_their_own_paths_alone(config, loss):
     ],
 )
 def test_what_does_not_divide_over_the_devices_names_the_field_and_the_nearest_values(config, changes, message):
-    settings.check_devices(config, 8)
+    batches.check_devices(config, 8)
     with pytest.raises(ConfigError, match=message):
-        settings.check_devices(changed(config, **changes), 8)
+        batches.check_devices(changed(config, **changes), 8)
 
 
 def test_data_that_training_does_not_read_are_warned_of(config, tmp_path, caplog):
@@ -144,7 +144,7 @@ def test_data_that_training_does_not_read_are_warned_of(config, tmp_path, caplog
 
 @pytest.mark.parametrize("batch", [32, 64])
 def test_the_nearest_values_are_right(config, batch):
-    settings.check_devices(changed(config, train__batch_size=batch), 8)
+    batches.check_devices(changed(config, train__batch_size=batch), 8)
 
 
 def test_accepted_paths_need_a_bound(config):

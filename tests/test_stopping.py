@@ -1,4 +1,4 @@
-"""SIGTERM saves what is done and ends with an exit code of its own."""
+"""SIGTERM and Ctrl-C save what is done and end with an exit code of its own."""
 
 import os
 import signal
@@ -24,10 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def listening():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     stopping.listen()
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +39,46 @@ def whole(tmp_path_factory):
     return folder / "w"
 
 
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
+def terminate(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
 
 
-def test_it_stops_what_is_not_deferred_at_once(listening):
-    with pytest.raises(Terminated, match="goes on from the last checkpoint"):
-        terminate()
+@pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_it_stops_what_is_not_deferred_at_once(listening, number, name):
+    with pytest.raises(Terminated, match=f"stopped by {name}; the same command goes on from the last checkpoint"):
+        terminate(number)
     assert not issubclass(Terminated, Exception)
 
 
-def test_deferred_it_waits_and_comes_at_the_end_if_nobody_acted(listening):
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_deferred_it_waits_and_comes_at_the_end_if_nobody_acted(listening, number):
     with stopping.deferred() as asked:
         assert not asked()
     reached = False
     with pytest.raises(Terminated), stopping.deferred() as asked:
-        terminate()
+        terminate(number)
         reached = asked()
     assert reached
     with pytest.raises(Terminated):  # As before it was deferred.
-        terminate()
+        terminate(number)
+
+
+def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does(listening):
+    reached = []
+    with pytest.raises(Terminated), stopping.deferred():
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            terminate(number)
+            reached.append(number)
+    assert reached == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT]
+
+
+def test_what_a_shell_made_deaf_to_ctrl_c_stays_so(listening):
+    """As with nohup, or in the background of a script."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping.listen()
+    with stopping.deferred() as asked:
+        terminate(signal.SIGINT)
+        assert not asked()
 
 
 def test_one_that_was_acted_on_does_not_come_again(listening):
@@ -196,15 +217,16 @@ def test_the_exit_code_is_the_documented_one_and_no_computation_is_torn_down():
     assert "| 75 |" in (ROOT / "README.md").read_text()
 
 
-def test_while_a_command_is_still_importing_it_leaves_with_the_same_code():
+@pytest.mark.parametrize("name, said", [("SIGTERM", "SIGTERM"), ("SIGINT", "Ctrl-C")])
+def test_while_a_command_is_still_importing_it_leaves_with_the_same_code(name, said):
     done = ended(
         "import os, runpy, signal, sys\n"
         "class Slow:\n"
         "    def find_spec(self, name, *rest):\n"
         "        if name == 'jax':\n"
-        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"            os.kill(os.getpid(), signal.{name})\n"
         "sys.meta_path.insert(0, Slow())\n"
         "runpy.run_path('experiments/run.py', run_name='__main__')\n"
     )
     assert done.returncode == 75
-    assert done.stderr == "rtbjax: stopped by SIGTERM before anything was done.\n"
+    assert done.stderr == f"rtbjax: stopped by {said} before anything was done.\n"

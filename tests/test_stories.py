@@ -1,6 +1,8 @@
 """The domain of stories: its prior and posterior, its metrics, a run of it."""
 
 import csv
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,18 @@ from experiments import run, weights
 from experiments.data import DataError
 from experiments.domains import stories
 from experiments.errors import ConfigError
-from experiments.stories import corpus, grammar, infiller, infilling_prior, language_model, networks
+from experiments.stories import (
+    baselines,
+    corpus,
+    grammar,
+    infilling_prior,
+    language_model,
+    networks,
+    priors,
+    training,
+)
 from rtbjax import absorbing, rollout
-from rtbjax.schedules import linear_mask_rate
+from rtbjax.schedules import loglinear_mask_rate
 
 SETS = {"clamped", "autoregressive", "best_of", "smc"}
 
@@ -119,16 +130,16 @@ def test_the_posterior_sees_beginning_and_ending_and_the_prior_no_ending(kind, r
 
 
 def test_a_calibrated_score_head_is_the_law_of_the_other_head(key):
-    """Through the process: its steps by either head, of one network's probabilities."""
+    """Through the process: all its steps by either head, of one network's probabilities."""
     steps, size = 5, 7
     logits = jax.nn.log_softmax(jax.random.normal(key, (4, 3, size)))
     z = jnp.full((4, 3), size, jnp.int32).at[:, 0].set(2)
-    laws = []
-    for head in ("mdlm", "sedd"):
-        process = absorbing(linear_mask_rate(steps), size, head=head)
-        i = jnp.int32(2)
-        laws.append(process.reverse(infilling_prior.output(head, logits, process.time(i)), z, i).log_probs)
-    np.testing.assert_allclose(jnp.exp(laws[0]), jnp.exp(laws[1]), atol=1e-5)
+    for i in map(jnp.int32, range(steps)):
+        laws = []
+        for head in ("mdlm", "sedd"):
+            process = absorbing(loglinear_mask_rate(steps), size, head=head)
+            laws.append(process.reverse(infilling_prior.output(head, logits, process.time(i)), z, i).log_probs)
+        np.testing.assert_allclose(jnp.exp(laws[0]), jnp.exp(laws[1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["mdlm", "sedd"])
@@ -142,6 +153,17 @@ def test_a_prior_of_either_head_learns_the_middles(head, small, tmp_path):
     nats = weights.metadata(path)["nats_per_middle_at_most"]
     entropy = np.mean([_surprise(story) for story in found.test])
     assert entropy - 0.3 < nats < 0.4 * guessing
+
+
+def test_a_prior_is_trained_without_endings(small, key, tmp_path):
+    """There are none to see; a model that is to learn from them cannot do without."""
+    found = corpus.load(small.data, small.data.stories)
+    train, test = (tokens._replace(after=None) for tokens in (found.train_tokens, found.test_tokens))
+    blind = found._replace(train_tokens=train, test_tokens=test)
+    _, measured = training.fit_masked(small, blind, "prior", key, tmp_path)
+    assert np.isfinite(measured["nats_per_middle_at_most"])
+    with pytest.raises((TypeError, ValueError), match="None"):
+        training.fit_masked(small, blind, "supervised", key, tmp_path)
 
 
 @pytest.mark.slow
@@ -161,23 +183,30 @@ def test_what_learns_from_endings_is_a_set_of_the_run_and_no_prior_or_reward(wha
         stories.build(changed(config, **{f"{other}__weights": str(path)}))
 
 
-@pytest.mark.parametrize("reads", ["supervised", "supervised_autoregressive"])
-def test_what_learned_from_endings_reads_them(reads, config, key):
-    """Its output depends on the ending as on the beginning."""
+def test_of_the_other_networks_those_that_should_see_the_ending_do(config, tmp_path, key):
+    """The output of each at its first step, of random weights."""
     found = corpus.load(config.data, 10)
-    net = networks.masked(config, found) if reads == "supervised" else networks.causal(config, found)
-    z, cond = jnp.asarray(found.test_tokens.middle[:4]), stories.condition(found.test_tokens, 4)
-    z = z.at[:, 2:].set(found.vocabulary.size)
-    if reads == "supervised":
-        params = randomised(infilling_prior.init(net, key), key)
-        policy = infilling_prior.policy(net, config.prior.head, params, sees_ending=True)
-    else:
-        params = randomised(language_model.init(net, key), key)
-        policy = infiller.policy(net, params, ("before", "after"), found.vocabulary)
-    for part in ("before", "after"):
-        other = cond | {part: jnp.roll(cond[part], 1, axis=0)}
-        change = policy(z, jnp.float32(0.5), other) - policy(z, jnp.float32(0.5), cond)
-        assert float(jnp.nanmax(jnp.abs(change))) > 1e-3
+    made = {}
+    for what in ("supervised", "supervised_autoregressive"):
+        masked = what in networks.MASKED
+        net = networks.masked(config, found) if masked else networks.causal(config, found)
+        params = (infilling_prior if masked else language_model).init(net, key)
+        made[what] = str(tmp_path / f"{what}.safetensors")
+        weights.save(Path(made[what]), randomised(params, key), networks.notes_of(config, what, found))
+    one = changed(config, **{f"baselines__{what}": path for what, path in made.items()})
+    causal = randomised(language_model.init(networks.causal(one, found), key), key)
+    others = baselines.chains(one, found, stories.make_process(one, found), priors.load(one, found, None), causal)
+    cond = stories.condition(found.test_tokens, 4)
+    z = jnp.full((4, found.test_tokens.middle.shape[1]), found.vocabulary.size, jnp.int32)
+
+    def change(policy, part):
+        first, second = (policy(z, jnp.float32(1.0), c) for c in (cond, cond | {part: jnp.roll(cond[part], 1, axis=0)}))
+        return float(jnp.nanmax(jnp.abs(first - second)))
+
+    reads = {name: {part for part in cond if change(policy, part) > 1e-4} for name, (_, policy) in others.items()}
+    both = {"before", "after"}
+    assert reads.pop("autoregressive") == {"before"}
+    assert reads == dict.fromkeys(("clamped", "supervised", "supervised_autoregressive"), both)
 
 
 def _surprise(story):
@@ -186,12 +215,14 @@ def _surprise(story):
 
 
 def test_log_r_is_asked_of_the_story_itself(domain, config):
-    """Other endings are less likely after the reference than after nothing in particular, once trained a little."""
+    """Of its beginning and of its ending; wherever an infill has its padding, it is the same text."""
     found = corpus.load(config.data, 20)
     cond = stories.condition(found.test_tokens, 4)
     log_r = domain.log_reward(jnp.asarray(found.test_tokens.middle[:4]), cond)
     assert log_r.shape == (4,) and (np.asarray(log_r) < 0.0).all() and domain.log_bound == 0.0
-    # A middle with its padding first is the same text.
+    for part in cond:
+        other = cond | {part: jnp.roll(cond[part], 1, axis=0)}
+        assert np.abs(domain.log_reward(jnp.asarray(found.test_tokens.middle[:4]), other) - log_r).max() > 1e-3
     rolled = np.stack([np.roll(row, (row == found.vocabulary.pad).sum()) for row in found.test_tokens.middle[:4]])
     np.testing.assert_allclose(domain.log_reward(jnp.asarray(rolled), cond), log_r, atol=1e-4)
 
@@ -272,6 +303,12 @@ def test_an_event_of_another_person_is_none():
             "config.behaviour.noised must be 0 for config.process.reveals=left_to_right",
         ),
         ({"baselines__supervised": "nowhere"}, weights.WeightsError, "There is no weights file .*nowhere"),
+        ({"reward__weights": ""}, ConfigError, "config.reward.weights must name the weights of a language model"),
+        (
+            {"reward__weights": "", "reward__model": "any", "process__reveals": "left_to_right"},
+            ConfigError,
+            "config.reward.weights must name the weights of a language model",
+        ),
         ({"process__num_steps": 7}, ConfigError, "config.process.num_steps must be 8, the places of an infill"),
         ({"data__path": "missing.csv"}, DataError, "There is no data file .*missing.csv.*columns sentence1"),
         ({"data__tokenizer": "nowhere"}, DataError, "There is no .*nowhere/vocab.json"),
@@ -312,7 +349,7 @@ def test_a_run_on_a_file_of_stories(small, file, tmp_path):
     one = changed(one, process__reveals="independent", process__num_steps=4, objective__chunk=4)
     one = pretrained(one, tmp_path / "pretrained")
     done = run.execute(changed(one, eval__exact_samples=64), tmp_path / "run")
-    assert done.domain.log_bound is None and done.summary["data_source"].endswith("52 of 60 stories of stories.csv")
+    assert done.domain.log_bound is None and done.summary["data_source"] == "20 stories of stories.csv"
     assert done.summary["metrics"].keys() >= {"prior", "rtb"} and "event_tv" not in done.summary["metrics"]["rtb"]
     assert done.summary["certificate"]["log_z_reference"] is not None
 
@@ -335,7 +372,7 @@ def test_a_run_of_the_embedded_stories_prints_infills(shipped, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "There is no set 'supervised': config.baselines.supervised names no weights" in printed
     first = corpus.load(shipped.data, 1).test[0]
-    assert first[3] in printed and first[4] in printed
+    assert first[4] in printed and re.search(rf"reference +-[0-9.]+ {first[3]}\n", printed)
 
 
 @pytest.mark.slow

@@ -48,9 +48,15 @@ def test_a_file_is_read_as_it_is(file):
     assert corpus.read(file) == STORIES
 
 
+def test_a_mark_of_utf_8_before_the_first_column_is_none_of_it(tmp_path):
+    path = tmp_path / "marked.csv"
+    path.write_text("\n".join(map(",".join, [corpus.COLUMNS, ["a.", "b.", "c.", "d.", "e."]])), encoding="utf-8-sig")
+    assert corpus.read(path) == [("a.", "b.", "c.", "d.", "e.")]
+
+
 def test_the_first_stories_are_held_out_and_their_lengths_say_nothing(file):
     found = corpus.load(data(path=str(file)), count=10)
-    assert found.test == STORIES[:2] and found.source == "1 of 3 stories of stories.csv"
+    assert found.test == STORIES[:2] and found.source == "stories.csv"
     # Longest parts: 14 words and marks of story 2, 6 of its middle, 7 of its ending with the end of the story.
     assert [slot.shape[1] for slot in found.test_tokens] == [slot.shape[1] for slot in found.train_tokens] == [14, 6, 8]
     # Words of held-out stories are not known unless another story has them.
@@ -65,6 +71,7 @@ def test_the_first_stories_are_held_out_and_their_lengths_say_nothing(file):
     [
         ("a,b\n1,2\n", r"columns sentence1, sentence2, sentence3, sentence4, sentence5; it has a, b"),
         ("", "it has nothing"),
+        (",".join(corpus.COLUMNS[1:]) + "\n", "it has sentence2, sentence3, sentence4, sentence5"),
         (",".join(corpus.COLUMNS) + "\n1,2,3,4\n", "story 1 has fewer than five sentences"),
     ],
 )
@@ -82,6 +89,10 @@ def test_a_file_that_is_missing_no_text_or_too_short(file, tmp_path):
     binary.write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(DataError, match="no CSV file in UTF-8"):
         corpus.read(binary)
+    header = tmp_path / "header.csv"
+    header.write_text(",".join(corpus.COLUMNS))
+    with pytest.raises(DataError, match="header.csv holds 0 stories, and config.data.test_stories=2 are held out"):
+        corpus.load(data(path=str(header)), count=1)
     with pytest.raises(DataError, match="holds 3 stories, and config.data.test_stories=3 are held out"):
         corpus.load(data(path=str(file), test_stories=3), count=1)
 
@@ -89,6 +100,10 @@ def test_a_file_that_is_missing_no_text_or_too_short(file, tmp_path):
 def test_the_grammar_fills_its_slots():
     found = corpus.load(data(test_stories=50), count=2_000)
     assert found.vocabulary.unknown not in np.concatenate([found.test_tokens.middle, found.train_tokens.middle])
+    held_out, trained = (
+        set(map(bytes, np.concatenate(tokens, axis=1))) for tokens in (found.test_tokens, found.train_tokens)
+    )
+    assert len(held_out) == 50 and len(trained) > 1_900 and not held_out & trained
     for slot in found.train_tokens:
         used = (slot != found.vocabulary.pad).sum(axis=1)
         assert used.max() == slot.shape[1]
@@ -115,6 +130,16 @@ def test_byte_pairs_of_sentences_laid_end_to_end_are_those_of_the_text(byte_pair
         assert joined == theirs.encode(" " + " ".join(story)).ids
         assert ours.decode([*joined, ours.end, ours.pad]) == " ".join(story)
     assert ours.end == theirs.token_to_id("<|endoftext|>") and ours.pad == 300 and ours.size == 301
+
+
+def test_other_byte_pairs_of_the_same_number_are_another_vocabulary(byte_pairs, tmp_path):
+    """Their names differ, and so weights of the one are refused with the other."""
+    ours, _ = byte_pairs
+    again = Bytes(tmp_path).name
+    merges = (tmp_path / "merges.txt").read_text().splitlines()
+    (tmp_path / "merges.txt").write_text("\n".join([merges[0], *merges[:0:-1]]))
+    other = Bytes(tmp_path)
+    assert other.size == ours.size and ours.name == again != other.name
 
 
 def test_byte_pairs_from_nowhere(tmp_path):

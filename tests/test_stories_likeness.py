@@ -6,7 +6,7 @@ from shrunk import changed
 
 from configs.stories import get_config
 from experiments.errors import ConfigError, UserError
-from experiments.stories import corpus, likeness
+from experiments.stories import corpus, likeness, networks
 from experiments.stories.words import Words
 
 REFERENCE = "a dog gave her a rope ."
@@ -24,7 +24,8 @@ def test_words_are_matched_wherever_they_stand_and_by_their_vectors():
 
 def test_the_shipped_vectors_rank_events_by_what_they_share():
     config = get_config()
-    like = likeness.make(config, corpus.load(config.data, 1))
+    found = corpus.load(config.data, 1)
+    like = likeness.make(config, found.vocabulary, networks.load(config, "reward", found))
     assert like.keys() == {"embedding_f1"}
     told = [REFERENCE, "a dog lent her a rope .", "a dog lent her a cake .", "a nurse sold her a cake ."]
     values = [like["embedding_f1"](REFERENCE, [infill]) for infill in told]
@@ -74,7 +75,9 @@ def test_bert_score_is_that_of_its_definition_one_text_at_a_time(packages, folde
 
 def test_a_config_with_an_encoder_has_both(folder):
     config = changed(get_config(), eval__bert_score__model=str(folder), eval__bert_score__layer=1)
-    assert likeness.make(config, corpus.load(config.data, 1)).keys() == {"embedding_f1", "bert_score"}
+    words, table = Words(["rope"]), {"tokens": {"embedding": np.ones((4, 2))}}
+    assert likeness.make(config, words, table).keys() == {"embedding_f1", "bert_score"}
+    assert likeness.make(config, words, None).keys() == {"bert_score"}
     with pytest.raises(ConfigError, match="config.eval.bert_score.layer must lie in 1..3, got 4"):
         likeness.BertScore(str(folder), layer=4, baseline=0.0)
 

@@ -14,7 +14,7 @@ from configs.stories import get_config
 from experiments import run, weights
 from experiments.domains import stories
 from experiments.errors import ConfigError
-from experiments.stories import corpus, grammar, language_model, networks, published_prior
+from experiments.stories import corpus, grammar, language_model, networks, priors, published_prior
 from experiments.stories.words import END_OF_TEXT
 from rtbjax import rollout
 from rtbjax.nets.pretrained import ddit, folder
@@ -94,7 +94,9 @@ def test_the_model_reads_one_text_in_its_own_tokens(config):
         text = [end, end, *told, *inside] + ([*ending, end, end] if sees_ending else [])
         whole = apply({"params": model.params}, jnp.array([text], jnp.int32), share)
         expected = np.array(whole[0, len(told) + 2 : len(told) + 2 + len(inside)])
-        policy = published_prior.policy(model, words, sees_ending=sees_ending)
+        policy = priors.infill(
+            partial(published_prior.predict, model.module, words), model.params, sees_ending=sees_ending
+        )
         ours = np.array(jax.jit(policy.apply_fn)(policy.params, z, share, cond)[0])
         np.testing.assert_allclose(ours[:, words.pad], expected[:, end], atol=1e-5)
         assert (ours[:, end] == -np.inf).all() and ours.shape[1] == words.size

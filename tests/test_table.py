@@ -12,8 +12,8 @@ from shrunk import bare_domain, changed
 from configs import gmm, mnist
 from experiments import loop, records, run, settings, table, weights
 from experiments.compare import Finished
-from experiments.domains import images
 from experiments.errors import ConfigError
+from experiments.images import rewards
 from rtbjax import Policy
 
 SMALL = dict(table__labels=("3", "7"), table__seeds=(0,), table__methods=("rtb", "smc_rtb", "best_of"))
@@ -73,7 +73,7 @@ def test_the_posterior_that_a_cell_starts_from_is_found_wherever_the_table_is_re
 
 def test_every_cell_is_run_once_and_a_table_may_grow(tmp_path):
     execute = Recorder()
-    table.run(config(), tmp_path, execute, "train", images.labels)
+    table.run(config(), tmp_path, execute, "train", rewards.labels)
     folders = [str(folder.relative_to(tmp_path)) for _, folder in execute.ran]
     assert folders == [f"{name}/{label}/seed-0" for label in "37" for name in ("rtb", "smc-rtb", "best-of")]
     asked = {folder: (one.reward.label, one.seed, one.eval.sampler) for one, folder in execute.ran}
@@ -90,22 +90,22 @@ def test_every_cell_is_run_once_and_a_table_may_grow(tmp_path):
     assert list(execute.plotted) == ["prior", "exact", "RTB", "SMC, RTB proposes", "best of 10"]
     assert [(tmp_path / f"samples-{label}.png").exists() for label in "37"] == [True, True]
     before = len(execute.ran)
-    text = table.run(config(), tmp_path, execute, "train", images.labels)
+    text = table.run(config(), tmp_path, execute, "train", rewards.labels)
     assert len(execute.ran) == before and text == (tmp_path / "table.md").read_text()
-    table.run(config(table__seeds=(0, 1), table__methods=("best_of",)), tmp_path, execute, "train", images.labels)
+    table.run(config(table__seeds=(0, 1), table__methods=("best_of",)), tmp_path, execute, "train", rewards.labels)
     assert [str(folder.relative_to(tmp_path)) for _, folder in execute.ran[before:]] == [
         "best-of/3/seed-1",
         "best-of/7/seed-1",
     ]
     with pytest.raises(records.OtherRun, match="steer.steps: 500 there, 5 here"):
-        table.run(config(steer__steps=5), tmp_path, execute, "train", images.labels)
+        table.run(config(steer__steps=5), tmp_path, execute, "train", rewards.labels)
     before = len(execute.ran)
-    table.run(config(eval__batch_size=10), tmp_path, execute, "evaluate", images.labels)
+    table.run(config(eval__batch_size=10), tmp_path, execute, "evaluate", rewards.labels)
     assert len(execute.ran) == before + 6
 
 
 def test_what_is_written(tmp_path):
-    text = table.run(config(), tmp_path, Recorder(), "train", images.labels)
+    text = table.run(config(), tmp_path, Recorder(), "train", rewards.labels)
     lines = text.splitlines()
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines if "|" in line}
     header = cells.pop("method")
@@ -156,7 +156,7 @@ def test_the_mean_and_its_two_spreads_by_hand():
 )
 def test_a_table_that_cannot_be_run_is_refused_before_anything_is(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        table.run(config(**changes), tmp_path / "w", Recorder(), "train", images.labels)
+        table.run(config(**changes), tmp_path / "w", Recorder(), "train", rewards.labels)
     assert not (tmp_path / "w").exists()
 
 

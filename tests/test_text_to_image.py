@@ -11,12 +11,12 @@ from check_workdir import problems
 from shrunk import changed
 
 from configs.text_to_image import get_config
-from experiments import loop, records, run, weights
+from experiments import loop, objectives, records, run, weights
 from experiments.domains import text_to_image
 from experiments.errors import ConfigError, UserError
 from experiments.text_to_image import captions, contrastive, networks, rewards
 from experiments.text_to_image.export import export
-from rtbjax import rollout
+from rtbjax import rollout, score
 from rtbjax.nets import pretrained
 from rtbjax.nets.pretrained import PretrainedError, adapters
 
@@ -103,6 +103,92 @@ def test_the_posterior_starts_as_the_prior(learn_variance, config):
     built = text_to_image.build(changed(config, posterior__learn_variance=learn_variance))
     roll = jax.jit(lambda key: rollout(key, built.process, built.prior, built.posterior, shape=(4, *built.event_shape)))
     np.testing.assert_allclose(roll(jax.random.key(0)).log_ratio, 0.0, atol=1e-3)
+
+
+def trained(domain, seed=5):
+    """The posterior with adapters that do something."""
+    keys = iter(jax.random.split(jax.random.key(seed), len(domain.posterior.params)))
+    changed = {
+        path: one | {"b": 0.1 * jax.random.normal(next(keys), one["b"].shape)}
+        for path, one in domain.posterior.params.items()
+    }
+    return domain.posterior.replace(params=changed)
+
+
+def rewarded_paths(domain, posterior, count=4):
+    roll = jax.jit(
+        lambda key: rollout(key, domain.process, domain.prior, posterior, shape=(count, *domain.event_shape))
+    )
+    paths = roll(jax.random.key(3))
+    return paths._replace(log_reward=jnp.asarray(domain.log_reward(paths.xs[-1], None)))
+
+
+# Defects T1 to T6 of the paper's text-to-image code, each as what must hold instead.
+
+
+def test_log_probabilities_are_sums_over_the_whole_latent(domain):
+    """T1: not means. In float64, from the two laws of every step."""
+    posterior = trained(domain)
+    paths = rewarded_paths(domain, posterior)
+
+    @jax.jit
+    def law(policy, x, i):
+        kernel = domain.process.reverse(policy(x, domain.process.time(i), None), x, i)
+        return kernel.mean, jnp.broadcast_to(kernel.std, x.shape)
+
+    for i in range(domain.process.num_steps):
+        x, after = paths.xs[i], np.float64(paths.xs[i + 1])
+        log_p = []
+        for policy in (domain.prior, posterior):
+            mean, std = map(np.float64, law(policy, x, jnp.int32(i)))
+            log_p.append(np.sum(-((after - mean) ** 2) / (2.0 * std**2) - np.log(std), axis=(1, 2, 3)))
+        expected = log_p[0] - log_p[1]
+        assert np.abs(expected).max() > 0.5
+        np.testing.assert_allclose(paths.log_ratio[i], expected, atol=0.02, rtol=2e-3)
+
+
+def test_log_probabilities_are_float32_whatever_the_networks_are(config):
+    """T3: not half precision."""
+    built = text_to_image.build(changed(config, precision="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(built.prior.params)} == {jnp.dtype("bfloat16")}
+    paths = rewarded_paths(built, trained(built))
+    values = np.asarray(paths.log_ratio)
+    assert values.dtype == paths.log_prior.dtype == paths.xs.dtype == np.float32
+    # Half precision would have rounded them.
+    assert (np.asarray(jnp.asarray(values).astype(jnp.bfloat16), np.float32) != values).any()
+
+
+def test_a_replayed_path_is_scored_anew_and_by_itself(config, domain):
+    """T2, T4, T5: no term of another policy, of another path, or of fewer steps in the residual."""
+    config = changed(config, objective__grad_steps=2)
+    paths, now = rewarded_paths(domain, domain.posterior), trained(domain)
+    objective = objectives.make(config, domain)
+    stored = paths._replace(log_ratio=None)
+
+    @jax.jit
+    def gap(paths, key):
+        return objective({"policy": now.params}, paths, key=key, axis_name=None)[1].gap
+
+    scored = score(domain.process, domain.prior, stored.xs, None, now)
+    np.testing.assert_allclose(paths.log_prior, scored.log_prior, rtol=1e-4, atol=1e-2)
+    found = gap(stored, jax.random.key(0))
+    expected = np.asarray(scored.log_ratio).sum(axis=0) + paths.log_reward
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
+    assert np.abs(found - paths.log_reward).max() > 0.1  # As it would be by the ratio of the policy that drew it.
+    np.testing.assert_array_equal(found, gap(stored, jax.random.key(1)))
+    order = np.array([2, 0, 3, 1])
+    mixed = stored._replace(
+        xs=stored.xs[:, order], log_prior=stored.log_prior[:, order], log_reward=stored.log_reward[order]
+    )
+    np.testing.assert_allclose(gap(mixed, jax.random.key(0)), found[order], rtol=1e-4, atol=1e-3)
+
+
+def test_diversity_is_a_distance_over_a_hundred_pictures_or_more(domain):
+    """T6: not a similarity, not of 15."""
+    same = np.repeat(np.asarray(noisy(domain, 1)), 3, axis=0)
+    assert domain.evaluate({"rtb": same})["rtb"]["diversity"] == pytest.approx(0.0, abs=1e-5)
+    for variant in ("", "prompts", "sweep", "sd15"):
+        assert get_config(variant).eval.num_samples >= 100
 
 
 def test_the_posterior_is_adapters_on_the_unet_alone(domain):
@@ -244,6 +330,8 @@ def test_a_run_of_one_prompt(config, tmp_path):
     trained = loop.restore(config, done.domain, tmp_path).params
     again = adapters.load(file.parent, trained, done.domain.prior.params)
     jax.tree.map(np.testing.assert_array_equal, trained, again)
+    goes_on = text_to_image.build(changed(config, posterior__adapters=str(file.parent)))
+    jax.tree.map(np.testing.assert_array_equal, trained, goes_on.posterior.params)
 
 
 def test_only_runs_of_this_domain_are_exported(tmp_path):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from benchmarks.steps.networks import MaskedTransformer, PISNet, UNet, load, weights_of
 from benchmarks.steps.shapes import condition
 from experiments.control.behaviour_prior import MAX_LATENT, TRAIN_STEPS
-from experiments.domains import control, images
+from experiments.domains import control
 from experiments.domains.base import Domain
+from experiments.images.posteriors import SCORE_SCALE
 
 # They agree to 1e-6, control's to 1.1e-5, in single precision; GELU by its other formula alone is 7e-4 or more off.
 AGREEMENT = 1e-4
@@ -162,7 +163,7 @@ def _images(config, domain):
     def steered(x, i, output):
         law = chain.law(output, x, i)
         seen = torch.cat([x, chain.denoise(output, x, i)], dim=-1)
-        return law._replace(mean=law.mean + images.SCORE_SCALE * law.std * posterior(seen, times[i]))
+        return law._replace(mean=law.mean + SCORE_SCALE * law.std * posterior(seen, times[i]))
 
     return prior, posterior, lambda x, i: prior(x, times[i]), chain.law, steered
 

@@ -20,9 +20,9 @@ from experiments.control.baselines import BASELINES, weights_file
 from experiments.control.networks import load_prior, load_values, make_log_reward, make_process, task_of
 from experiments.control.tasks import TASKS
 from experiments.control.transitions import Normaliser, Transitions
-from experiments.domains.base import Conditions, Domain
+from experiments.domains.base import Conditions, Domain, Samples
 from experiments.errors import ConfigError
-from experiments.plots import plt
+from experiments.plots import plt, save
 from experiments.pretrain import fit
 from experiments.settings import get, no_warm_start, one_of
 from experiments.streams import stream
@@ -132,12 +132,7 @@ def make_posterior(config: ConfigDict, process: Process, prior: Policy, norm: No
         learner = correction(key, p.width, action_dim, norm)
     if p.langevin:
         learner = langevin(key, learner, action_dim, log_reward, p.langevin_clip)
-    if p.learn_variance:
-        table = {"log_std": jnp.zeros((process.num_steps, action_dim))}
-        learner = posterior.learned_std(
-            learner, table, lambda table, u, t, cond: table["log_std"][process.step_at(t)][None]
-        )
-    return learner
+    return posterior.step_std(learner, process, (action_dim,)) if p.learn_variance else learner
 
 
 def correction(key: Array, width: int, action_dim: int, norm: Normaliser) -> Policy:
@@ -259,7 +254,7 @@ def make_evaluate(log_reward, conditions: Conditions, alpha: float):
     return evaluate
 
 
-def plot(path: Path, panels):
+def plot(path: Path, panels: Samples) -> None:
     """First two actions in the first states, one row of panels for each set, by title."""
     columns = min(SHOWN_STATES, min(len(x) for x in panels.values()))
     size = (2.4 * columns, 2.6 * len(panels))
@@ -269,6 +264,4 @@ def plot(path: Path, panels):
         for axis, u in zip(row, x, strict=False):
             axis.hist2d(*np.tanh(u[:, :2]).T, bins=40, range=[[-1, 1]] * 2, cmap="magma")
             axis.set_aspect("equal")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(path, figure)

@@ -9,8 +9,8 @@ from matplotlib.colors import PowerNorm
 from ml_collections import ConfigDict
 
 from experiments import hosts, weights
-from experiments.domains.base import Domain
-from experiments.plots import plt
+from experiments.domains.base import Domain, Samples
+from experiments.plots import one_panel_each
 from experiments.pretrain import fit
 from experiments.settings import PRECISIONS, data_unread, no_training, no_warm_start, one_of, other_precision
 from experiments.streams import stream
@@ -145,18 +145,11 @@ def evaluate(samples):
     }
 
 
-def plot(path: Path, panels):
-    """Density of each set, by title, at most five in a row."""
-    columns = min(len(panels), 5)
-    rows = -(-len(panels) // columns)
-    size = (3.6 * columns, 3.9 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (title, x) in zip(axes.flat, panels.items(), strict=False):
+def plot(path: Path, panels: Samples) -> None:
+    """Density of each set, by title."""
+
+    def draw(axis, x):
         axis.hist2d(x[:, 0], x[:, 1], bins=130, range=[[-13, 13]] * 2, cmap="magma", norm=PowerNorm(0.5))
-        axis.set_title(title)
         axis.set_aspect("equal")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+    one_panel_each(path, panels, draw, size=(3.6, 3.9), shared=True)

@@ -11,9 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import weights
-from experiments.domains import images
 from experiments.domains.base import Conditions, Domain
 from experiments.errors import ConfigError
+from experiments.images import networks, posteriors
 from experiments.inverse import problem
 from experiments.inverse.evaluation import Evaluation
 from experiments.inverse.problem import Problems
@@ -34,9 +34,9 @@ def build(config: ConfigDict) -> Domain:
     no_warm_start(config)
     if not 0.0 < config.eval.dps_strength < float("inf"):
         raise ConfigError(f"config.eval.dps_strength must be positive, got {config.eval.dps_strength}.")
-    shape = images.shape(config)
+    shape = networks.shape(config)
     wanted = problem.count(config)
-    prior, process = images.load_prior(config), images.make_process(config)
+    prior, process = networks.load_prior(config), networks.make_process(config)
     problems = problem.make(config, shape, truths(config, process, prior, wanted))
     trained_on, evaluated = split(config, problems)
     operator, noise = problems.operator, problems.noise
@@ -51,13 +51,13 @@ def build(config: ConfigDict) -> Domain:
     def log_reward(x, cond=None):
         return inverse.log_likelihood(operator, measured(cond), x, noise)
 
-    level = images.make_schedule(config).alpha_bar
+    level = networks.make_schedule(config).alpha_bar
     tweedie = jnp.asarray((1.0 - level) / np.sqrt(level), jnp.float32)
     guide = guidance.reconstruction(process, prior, misfit, tweedie)
     evaluation = Evaluation(evaluated)
     return Domain(
         name="inverse",
-        data_source=f"prior trained on {images.trained_on(config)}; {config.reward.operator} of {problems.source}",
+        data_source=f"prior trained on {networks.trained_on(config)}; {config.reward.operator} of {problems.source}",
         process=process,
         event_shape=shape,
         prior=prior,
@@ -77,7 +77,7 @@ def build(config: ConfigDict) -> Domain:
 
 def truths(config: ConfigDict, process: Process, prior: Policy, wanted: int) -> np.ndarray:
     """Samples of the prior, as many as may be measured; none where data are."""
-    shape = images.shape(config)
+    shape = networks.shape(config)
     if config.reward.truth != "prior":
         return np.zeros((0, *shape), np.float32)
     count = max(config.reward.index, 0) + wanted
@@ -108,8 +108,8 @@ def make_conditions(config: ConfigDict, trained_on: Problems, evaluated: Problem
 
 def guided(config: ConfigDict, process: Process, guide: Policy, operator: inverse.Operator) -> Policy:
     """The guide with a strength for each step, the score of a small U-Net, and perhaps step variances."""
-    net, steps = images.small_unet(config, images.shape(config)[-1]), process.num_steps
-    learner = images.with_score(stream(config.seed, "posterior"), config, process, guide, net)
+    net, steps = networks.make_small_unet(config), process.num_steps
+    learner = posteriors.with_score(stream(config.seed, "posterior"), config, process, guide, net)
     if not config.posterior.learn_variance:
         return learner
     # Of every step one number for all pixels, and one for those that were seen: a measurement narrows these alone.

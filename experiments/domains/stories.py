@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from experiments import weights
@@ -34,7 +34,7 @@ from experiments.stories.evaluation import Evaluation
 from experiments.stories.priors import Prior
 from experiments.streams import stream
 from rtbjax import Policy, Process, RewardFn, absorbing, left_to_right, one_by_one, posterior
-from rtbjax.schedules import linear_mask_rate
+from rtbjax.schedules import linear_mask_rate, loglinear_mask_rate
 
 
 def check(config: ConfigDict) -> None:
@@ -110,7 +110,8 @@ def make_process(config: ConfigDict, found: Corpus) -> Process:
     """
     steps, size, length = config.process.num_steps, found.vocabulary.size, found.train_tokens.middle.shape[1]
     if config.process.reveals == "independent":
-        return absorbing(linear_mask_rate(steps), size, head=config.prior.head)
+        rates = {"mdlm": linear_mask_rate, "sedd": loglinear_mask_rate}[config.prior.head]
+        return absorbing(rates(steps), size, head=config.prior.head)
     if steps != length:
         raise ConfigError(
             f"config.process.num_steps must be {length}, the places of an infill, for config.process.reveals="
@@ -119,16 +120,16 @@ def make_process(config: ConfigDict, found: Corpus) -> Process:
     return left_to_right(length, size) if config.process.reveals == "left_to_right" else one_by_one(length, size)
 
 
-def load_reward(config: ConfigDict, found: Corpus) -> tuple[RewardFn, Any]:
-    """log p(y | x, z), ``(z[B, L], cond) -> f32[B]``, and what changes with it.
+def load_reward(config: ConfigDict, found: Corpus, params: PyTree | None) -> tuple[RewardFn, Any]:
+    """log p(y | x, z), ``(z[B, L], cond) -> f32[B]``, and what changes with it: of a model, or of our own's weights.
 
     Raises:
-      UserError: a hosted model cannot be loaded, or the weights of the project's own cannot.
+      UserError: the model cannot be loaded.
     """
     if config.reward.model:
         model = hosted.HostedLanguageModel(config.reward.model, found.vocabulary)
         return model.log_reward, model.fingerprint
-    net, pad, params = networks.causal(config, found), found.vocabulary.pad, networks.load(config, "reward", found)
+    net, pad = networks.causal(config, found), found.vocabulary.pad
 
     def log_reward(z, cond):
         return language_model.log_likelihood(net, params, cond["before"], z, cond["after"], pad)
@@ -152,10 +153,16 @@ def build(config: ConfigDict) -> Domain:
       UserError: see `load_reward`.
     """
     check(config)
+    if not config.reward.weights and (not config.reward.model or config.process.reveals == "left_to_right"):
+        raise ConfigError(
+            "config.reward.weights must name the weights of a language model: without them there is no prior from left "
+            "to right, and no reward but that of config.reward.model."
+        )
     found = corpus.load(config.data, config.data.conditions)
-    prior = priors.load(config, found)
+    causal_params = networks.load(config, "reward", found) if config.reward.weights else None
+    prior = priors.load(config, found, causal_params)
     weights.keep_out_of_programs(prior.policy.params)
-    log_reward, reward = load_reward(config, found)
+    log_reward, reward = load_reward(config, found, causal_params)
     shown = config.eval.stories
     conditions = Conditions(
         values=condition(found.train_tokens, config.data.conditions),
@@ -178,10 +185,11 @@ def build(config: ConfigDict) -> Domain:
             found,
             process,
             prior,
+            causal_params,
             hosted.traced(log_reward) if config.reward.model else log_reward,
             conditions.evaluated,
         ),
-        likeness.make(config, found),
+        likeness.make(config, found.vocabulary, causal_params),
         grammar=not config.data.path,
         seed=config.seed,
     )

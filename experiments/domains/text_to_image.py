@@ -5,6 +5,7 @@ is shipped in the same form: one code path. A sample is a latent; rewards see wh
 of the mean of prior and posterior alike, and the posterior is the prior with low-rank adapters.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,23 @@ from ml_collections import ConfigDict
 from experiments import data, hosts, weights
 from experiments.domains.base import ConditionalLogZ, Conditions, Domain
 from experiments.errors import ConfigError, checking
-from experiments.settings import PRECISIONS, data_unread, no_warm_start, one_of, other_precision
+from experiments.settings import PRECISIONS, data_unread, get, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
+from experiments.text_to_image.image_reward import TEXT, WEIGHTS, HostedImageReward
 from rtbjax import Policy, Process, from_scheduler, posterior
+from rtbjax.nets.pretrained import Model, adapters, stable_diffusion
 from rtbjax.nets.pretrained import folder as folders
-from rtbjax.nets.pretrained import stable_diffusion
 from rtbjax.nets.pretrained.stable_diffusion import Pipeline
+from rtbjax.types import Denoiser
+
+# Rewards of PyTorch by their term, and what their field of the config says.
+HOSTED = {
+    "clip": (hosted.HostedClip, "the folder or hub id of a CLIP model"),
+    "aesthetic": (hosted.HostedAesthetic, f"the folder of a CLIP model with {hosted.HEAD} beside it"),
+    "image_reward": (HostedImageReward, f"a folder with {WEIGHTS}, {TEXT} and vocab.txt"),
+}
 
 
 def prompts(config: ConfigDict) -> tuple[str, ...]:
@@ -49,8 +59,9 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.reward.terms.{name} must be at least 0 and finite, got {terms[name]}.")
     if not any(terms.values()):
         raise ConfigError(f"One of config.reward.terms ({', '.join(terms)}) must be positive.")
-    if terms.clip and not config.reward.clip:
-        raise ConfigError("config.reward.terms.clip needs config.reward.clip: the folder or hub id of a CLIP model.")
+    for name, (_, what) in HOSTED.items():
+        if terms[name] and not get(config, f"reward.{name}"):
+            raise ConfigError(f"config.reward.terms.{name} needs config.reward.{name}: {what}.")
     if not 0.0 <= config.prior.guidance < float("inf"):
         raise ConfigError(f"config.prior.guidance must be at least 0 and finite, got {config.prior.guidance}.")
 
@@ -77,20 +88,26 @@ def load_pipeline(config: ConfigDict) -> Pipeline:
     return pipeline
 
 
-def make_prior(pipeline: Pipeline, asked: tuple[str, ...], scale: float) -> Policy:
+def make_prior(pipeline: Pipeline, asked: tuple[str, ...], scale: float, remat: bool = False) -> Policy:
     """The guided U-Net; its ``cond`` is the place of a path's prompt in ``asked``, ``i32[B]``, None if there is one.
 
     Its parameters are those of the ``unet``, and ``contexts``, what the text encoder says of "" and of each prompt.
     """
-    words, denoise = pipeline.text_encoder, pipeline.unet.policy().apply_fn
+    words = pipeline.text_encoder
     contexts = jax.jit(words.module.apply)({"params": words.params}, pipeline.tokenizer(["", *asked]))
+    return Policy({"unet": pipeline.unet.params, "contexts": contexts}, guided_unet(pipeline.unet, scale, remat))
+
+
+def guided_unet(unet: Model, scale: float, remat: bool) -> Denoiser:
+    """What `make_prior` applies; with ``remat`` a gradient recomputes the inside of the U-Net's blocks."""
+    denoise = unet._replace(module=unet.module.clone(remat=remat)).policy().apply_fn
 
     def apply_fn(params, x, t, cond):
         context = params["contexts"][1:][jnp.zeros(len(x), jnp.int32) if cond is None else cond]
         guided = denoise if scale == 1.0 else stable_diffusion.guided(denoise, scale, params["contexts"][0])
         return guided(params["unet"], x, t, context)
 
-    return Policy({"unet": pipeline.unet.params, "contexts": contexts}, apply_fn)
+    return apply_fn
 
 
 def make_process(config: ConfigDict, pipeline: Pipeline) -> Process:
@@ -101,9 +118,16 @@ def make_process(config: ConfigDict, pipeline: Pipeline) -> Process:
 
 
 def make_posterior(config: ConfigDict, process: Process, prior: Policy) -> Policy:
-    """Adapters on the U-Net's kernels that ``posterior.select`` finds."""
+    """Adapters on the U-Net's kernels that ``posterior.select`` finds: new ones, or those of ``posterior.adapters``.
+
+    Raises:
+      PretrainedError: no such adapters, or others.
+    """
     key = stream(config.seed, "posterior")
     learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
+    if config.posterior.adapters:
+        folder = weights.locate(config.posterior.adapters)
+        learner = learner.replace(params=adapters.load(folder, learner.params, prior.params))
     if not config.posterior.learn_variance:
         return learner
     table = {"log_std": jnp.zeros((config.process.num_steps, 1, 1, 1))}
@@ -130,17 +154,22 @@ def build(config: ConfigDict) -> Domain:
       ConfigError: a field that is not allowed, or components that do not fit together.
       PretrainedError: a pipeline that is missing, incomplete or not supported.
       WeightsError: the contrastive model cannot be read.
-      DataError, UserError: nor can the CLIP model that is asked on the host.
+      DataError, UserError: nor can a model that is asked on the host.
     """
     check(config)
     data_unread(config)
     asked = prompts(config)
     model = contrastive.load(weights.locate(config.reward.folder))
     alignment, first_choice = rewards.alignment(model, asked)
-    clip = hosted.HostedClip(config.reward.clip, asked) if config.reward.terms.clip else None
-    picture_reward = make_reward(config, asked, alignment, clip)
+    on_host = {
+        name: make(get(config, f"reward.{name}"), asked)
+        for name, (make, _) in HOSTED.items()
+        if config.reward.terms[name]
+    }
+    picture_reward = make_reward(config, asked, alignment, on_host)
     pipeline = load_pipeline(config)
-    prior, process = make_prior(pipeline, asked, config.prior.guidance), make_process(config, pipeline)
+    prior = make_prior(pipeline, asked, config.prior.guidance, config.prior.remat)
+    process = make_process(config, pipeline)
     weights.keep_out_of_programs(prior.params)  # Adapters close over them.
     decode = decoder(pipeline)
 
@@ -158,7 +187,7 @@ def build(config: ConfigDict) -> Domain:
         posterior=make_posterior(config, process, prior),
         log_reward=log_reward,
         # A log-probability, and minus a size, are at most 0.
-        log_bound=None if config.reward.terms.function or clip else 0.0,
+        log_bound=None if config.reward.terms.function or on_host else 0.0,
         fingerprint=weights.fingerprint(
             prior.params,
             pipeline.vae.params,
@@ -168,7 +197,7 @@ def build(config: ConfigDict) -> Domain:
             config.prior.guidance,
             config.reward.terms.to_dict(),
             config.reward.function,
-            *([clip.fingerprint] if clip else []),
+            *(one.fingerprint for one in on_host.values()),
             list(asked),
             *other_precision(config),
         ),
@@ -179,12 +208,15 @@ def build(config: ConfigDict) -> Domain:
 
 
 def make_reward(
-    config: ConfigDict, asked: tuple[str, ...], alignment: rewards.PictureReward, clip: rewards.PictureReward | None
+    config: ConfigDict,
+    asked: tuple[str, ...],
+    alignment: rewards.PictureReward,
+    on_host: Mapping[str, rewards.PictureReward],
 ) -> rewards.PictureReward:
     """The terms whose weights are not 0."""
     terms = config.reward.terms
     own = rewards.named(config.reward.function, asked) if terms.function else None
-    made = {"contrastive": alignment, "jpeg": rewards.jpeg, "clip": clip, "function": own}
+    made = {"contrastive": alignment, "jpeg": rewards.jpeg, "function": own, **on_host}
     return rewards.weighted([(weight, made[name]) for name, weight in terms.items() if weight])
 
 

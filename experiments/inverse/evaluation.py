@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from experiments.domains.base import Samples
 from experiments.inverse.problem import Problems
-from experiments.plots import plt
+from experiments.plots import plt, save
 from rtbjax import inverse
 from rtbjax.metrics import calibration
 
@@ -87,9 +87,7 @@ class Evaluation:
         names = ("truth", "measurement", "mean", "std", *(f"sample {n + 1}" for n in range(DRAWS)))
         for axis, name in zip(axes[0], names, strict=True):
             axis.set_title(name, fontsize=8)
-        figure.tight_layout()
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
+        save(path, figure)
 
 
 def show(axis, picture: Float[np.ndarray, "H W C"], low: float, high: float, colours: str = "gray") -> None:

@@ -1,12 +1,13 @@
 """Sets of infills to compare with, each of the same stories and through the same metrics."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from experiments import hosts
@@ -14,7 +15,7 @@ from experiments.domains.base import Samples, rows
 from experiments.settings import get
 from experiments.stories import infiller, infilling_prior, networks
 from experiments.stories.corpus import Corpus
-from experiments.stories.priors import Prior
+from experiments.stories.priors import Prior, infill
 from experiments.streams import stream
 from rtbjax import Policy, Process, left_to_right, one_by_one, rollout, smc
 
@@ -47,7 +48,9 @@ def shape_of(found: Corpus, cond: dict[str, Array]) -> tuple[int, int]:
     return len(cond["before"]), found.train_tokens.middle.shape[1]
 
 
-def chains(config: ConfigDict, found: Corpus, process: Process, prior: Prior):
+def chains(
+    config: ConfigDict, found: Corpus, process: Process, prior: Prior, causal_params: PyTree | None
+) -> dict[str, tuple[Process, Policy]]:
     """Other networks with the chain that each is run on.
 
     ``clamped``: a masked prior with the ending laid behind the infill, where it has never seen one.
@@ -64,12 +67,12 @@ def chains(config: ConfigDict, found: Corpus, process: Process, prior: Prior):
     found_chains = {}
     if prior.clamped is not None:
         found_chains["clamped"] = (process, prior.clamped)
-    if prior.clamped is not None and config.reward.weights:
-        continuing = infiller.policy(causal, networks.load(config, "reward", found), ("before",), vocabulary)
+    if prior.clamped is not None and causal_params is not None:
+        continuing = infiller.policy(causal, causal_params, ("before",), vocabulary)
         found_chains["autoregressive"] = (writing, continuing)
     if config.baselines.supervised:
         params = networks.load(config, "supervised", found)
-        filling = infilling_prior.policy(masked, head, params, sees_ending=True)
+        filling = infill(partial(infilling_prior.predict, masked, head), params, sees_ending=True)
         found_chains["supervised"] = (one_by_one(length, vocabulary.size), filling)
     if config.baselines.supervised_autoregressive:
         params = networks.load(config, "supervised_autoregressive", found)
@@ -83,6 +86,7 @@ def make(
     found: Corpus,
     process: Process,
     prior: Prior,
+    causal_params: PyTree | None,
     log_reward: LogReward,
     evaluated: dict[str, Array],
 ) -> Callable[[int], Samples]:
@@ -95,7 +99,7 @@ def make(
     def drawn(chain: Process, policy: Policy) -> Draw:
         return lambda key, cond: rollout(key, chain, policy, shape=shape_of(found, cond), cond=cond).xs[-1]
 
-    others = chains(config, found, process, prior)
+    others = chains(config, found, process, prior, causal_params)
     runs = {name: drawn(*other) for name, other in others.items()}
     runs |= of_prior(config, found, process, prior.policy, log_reward)
     stories = range(len(evaluated["before"]))

@@ -69,8 +69,7 @@ def load(data: ConfigDict, count: int) -> Corpus:
                 "out: none is left to train on."
             )
         test, train = stories[:held_out], stories[held_out:]
-        source = f"{len(train)} of {len(stories)} stories of {Path(data.path).name}"
-        longest = stories
+        source, longest = Path(data.path).name, stories
     else:
         test = grammar.sample(np.random.default_rng(TEST_SEED), held_out)
         train = grammar.sample(np.random.default_rng(TRAIN_SEED), count)
@@ -95,14 +94,14 @@ def read(path: Path) -> list[Story]:
     if not path.is_file():
         raise DataError(f"There is no data file {path}: stories are read from a CSV file with columns {_columns()}.")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-            columns = rows[0].keys() if rows else ()
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Spreadsheets mark their UTF-8.
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no CSV file in UTF-8 ({error}); its columns must be {_columns()}.") from error
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
-        found = ", ".join(map(str, columns)) or "nothing"
+        found = ", ".join(columns) or "nothing"
         raise DataError(f"{path} must be a CSV file with columns {_columns()}; it has {found}.")
     stories = [tuple((row[column] or "").strip() for column in COLUMNS) for row in rows]
     empty = next((number for number, story in enumerate(stories, start=1) if not all(story)), None)

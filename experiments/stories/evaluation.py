@@ -13,7 +13,7 @@ from experiments.plots import plt
 from experiments.stories import slots
 from experiments.stories.corpus import Story
 from experiments.stories.likeness import Likeness
-from experiments.stories.words import Vocabulary, split
+from experiments.stories.words import Vocabulary, padded, split
 from rtbjax.metrics import text
 
 SHOWN_STORIES, SHOWN_INFILLS = 3, 4
@@ -68,7 +68,7 @@ class Evaluation:
         samples = samples | self._baselines(samples["rtb"].shape[1])
         log_r = {name: self._rewards(x) for name, x in samples.items()}
         texts = {name: self.read(x) for name, x in samples.items()}
-        hosts.say("\n".join(self._report(texts, log_r)))
+        hosts.say("\n".join(self._report(texts, log_r, samples["rtb"].shape[2])))
         found = {name: {"log_reward": log_r[name].mean()} for name in samples}
         if self._grammar:
             rng, count = np.random.default_rng(self._seed), samples["rtb"].shape[1]
@@ -121,15 +121,17 @@ class Evaluation:
             for name, of_set in laws.items()
         }
 
-    def _report(self, texts: dict[str, Infills], log_r: dict[str, np.ndarray]) -> list[str]:
+    def _report(self, texts: dict[str, Infills], log_r: dict[str, np.ndarray], length: int) -> list[str]:
         lines = []
         for number, story in enumerate(self._stories[:SHOWN_STORIES]):
-            lines += ["", " ".join(story[:3]), f"    ... {story[4]}", f"    reference          {story[3]}"]
+            reference = padded([self._vocabulary.encode(story[3])], length, self._vocabulary.pad)
+            shown = [("reference", story[3], self._log_reward(reference, number)[0])]
             for name in texts:
-                lines += [
-                    f"    {name:10} {value:7.2f} {infill}"
-                    for infill, value in zip(texts[name][number][:SHOWN_INFILLS], log_r[name][number], strict=False)
-                ]
+                infills = zip(texts[name][number][:SHOWN_INFILLS], log_r[name][number], strict=False)
+                shown += [(name, infill, value) for infill, value in infills]
+            width = max(len(name) for name, *_ in shown)
+            lines += ["", " ".join(story[:3]), f"    ... {story[4]}"]
+            lines += [f"    {name:{width}} {value:7.2f} {infill}" for name, infill, value in shown]
         return lines
 
     def plot(self, path: Path, panels: dict[str, np.ndarray]) -> None:
@@ -138,10 +140,12 @@ class Evaluation:
         figure, axes = plt.subplots(rows, 2, figsize=(12, 3.4 * rows), width_ratios=(3, 2), squeeze=False)
         for number, (left, right) in enumerate(axes):
             story = self._stories[number]
+            log_r = {title: self._log_reward(x[number], number) for title, x in panels.items()}
+            edges = np.histogram_bin_edges(np.concatenate(list(log_r.values())), bins=40)
             lines = [*textwrap.wrap(" ".join(story[:3]), 90), f"... {story[4]}", f"reference: {story[3]}", ""]
             for title, x in panels.items():
                 lines += [f"{title}: {infill}" for infill in self.read(x[number : number + 1, :SHOWN_INFILLS])[0]]
-                right.hist(self._log_reward(x[number], number), bins=25, histtype="step", density=True, label=title)
+                right.hist(log_r[title], bins=edges, histtype="step", density=True, label=title)
             left.text(0.0, 1.0, "\n".join(lines), va="top", family="monospace", fontsize=7)
             left.axis("off")
             right.set_xlabel("log r")

@@ -48,14 +48,17 @@ def output(head: str, logits: Float[Array, "B L V"], t: Float[Array, "*B"]) -> F
     return logits + jnp.log1p(-rate) - jnp.log(rate)
 
 
-def policy(net: MaskedTransformer, head: str, params: PyTree, *, sees_ending: bool) -> Policy:
-    """Fills the middle in behind ``cond["before"]``, and before ``cond["after"]`` if it sees the ending."""
-
-    def apply_fn(params, z, t, cond):
-        after = cond["after"] if sees_ending else None
-        return output(head, denoise(net, params, z, t, cond["before"], after), t)
-
-    return Policy(params, apply_fn)
+def predict(
+    net: MaskedTransformer,
+    head: str,
+    params: PyTree,
+    z: Int[Array, "B L"],
+    t: Float[Array, "*B"],
+    before: Int[Array, "B X"],
+    after: Int[Array, "B Y"] | None = None,
+) -> Float[Array, "B L V"]:
+    """`output` of what `denoise` says."""
+    return output(head, denoise(net, params, z, t, before, after), t)
 
 
 def loss(
@@ -75,7 +78,7 @@ def loss(
     rate = jnp.clip(rate, LEAST_RATE, 1.0 - LEAST_RATE)
     masked = jax.random.uniform(mask_key, middle.shape) < rate[:, None]
     z = jnp.where(masked, net.vocab_size, middle)
-    found = output(head, denoise(net, params, z, rate, before, after), rate)
+    found = predict(net, head, params, z, rate, before, after)
     bound = losses.masked_elbo if head == "mdlm" else losses.score_entropy
     return bound(found, middle, masked, rate)
 

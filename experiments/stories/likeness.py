@@ -7,13 +7,11 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
 from experiments import hugging_face
 from experiments.errors import ConfigError
-from experiments.stories import networks
-from experiments.stories.corpus import Corpus
 from experiments.stories.words import Vocabulary
 from rtbjax.metrics.text import Embedded, greedy_f1
 
@@ -21,16 +19,15 @@ Likeness = Callable[[str, Sequence[str]], float]  # Of a reference and its infil
 AT_ONCE = 64  # Texts in a forward pass.
 
 
-def make(config: ConfigDict, found: Corpus) -> dict[str, Likeness]:
-    """What a config has, by name.
+def make(config: ConfigDict, vocabulary: Vocabulary, causal_params: PyTree | None) -> dict[str, Likeness]:
+    """What a config has, by name; ``causal_params`` are the weights of the project's, where there are any.
 
     Raises:
-      UserError: see `BertScore`; the weights of the reward cannot be read.
+      UserError: see `BertScore`.
     """
     likenesses: dict[str, Likeness] = {}
-    if config.reward.weights:
-        params = networks.load(config, "reward", found)
-        likenesses["embedding_f1"] = by_words(np.asarray(params["tokens"]["embedding"]), found.vocabulary)
+    if causal_params is not None:
+        likenesses["embedding_f1"] = by_words(np.asarray(causal_params["tokens"]["embedding"]), vocabulary)
     bert = config.eval.bert_score
     if bert.model:
         likenesses["bert_score"] = BertScore(bert.model, bert.layer, bert.baseline)

@@ -43,10 +43,10 @@ def load(config: ConfigDict, vocabulary: Vocabulary) -> MaskedLanguageModel:
     return model
 
 
-def denoise(
+def predict(
     net: DiffusionTransformer,
-    params: PyTree,
     vocabulary: Vocabulary,
+    params: PyTree,
     z: Int[Array, "B L"],
     t: Float[Array, "*B"],
     before: Int[Array, "B X"],
@@ -63,16 +63,6 @@ def denoise(
     return jnp.concatenate([found.at[..., end].set(-jnp.inf), found[..., end : end + 1]], axis=-1)
 
 
-def policy(model: MaskedLanguageModel, vocabulary: Vocabulary, *, sees_ending: bool) -> Policy:
-    """Fills the middle in behind ``cond["before"]``, and before ``cond["after"]`` if it sees the ending."""
-
-    def apply_fn(params, z, t, cond):
-        after = cond["after"] if sees_ending else None
-        return denoise(model.module, params, vocabulary, z, t, cond["before"], after)
-
-    return Policy(model.params, apply_fn)
-
-
 def correction(model: MaskedLanguageModel, vocabulary: Vocabulary) -> Policy:
     """A copy that also reads the ending, and whose output is zero, to be added to that of the original."""
     # As MDLM, whose output is what its head says: that of SEDD is a score, which is not zero where the head is.
@@ -80,7 +70,7 @@ def correction(model: MaskedLanguageModel, vocabulary: Vocabulary) -> Policy:
     copy = model.params | {HEAD: jax.tree.map(jnp.zeros_like, model.params[HEAD])}
 
     def apply_fn(params, z, t, cond):
-        change = denoise(net, params, vocabulary, z, t, cond["before"], cond["after"])
+        change = predict(net, vocabulary, params, z, t, cond["before"], cond["after"])
         return change.at[..., vocabulary.end].set(0.0)  # Impossible as it is.
 
     return Policy(copy, apply_fn)

@@ -5,6 +5,7 @@ the text. Beside the text's own tokens a vocabulary has ``end``, which closes a 
 and stands for nothing.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -74,7 +75,7 @@ def split(sentence: str) -> list[str]:
 
 
 class Bytes:
-    """GPT-2's byte pairs: 50,257 of them, one of which ends a text, and one more for padding."""
+    """Byte pairs as GPT-2's, of which there are 50,257: one ends a text, and one more is for padding."""
 
     def __init__(self, folder: Path):
         """Reads ``vocab.json`` and ``merges.txt``.
@@ -104,7 +105,8 @@ class Bytes:
         if end is None:
             raise DataError(f"{folder / 'vocab.json'} has no {END_OF_TEXT}: byte pairs must be those of GPT-2.")
         self.end, self.pad, self.size = end, own, own + 1
-        self.name = f"{own} byte pairs"
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+        self.name = f"{own} byte pairs {digest}"
 
     def encode(self, sentence: str) -> list[int]:
         return self._tokenizer.encode(f" {sentence.strip()}").ids

@@ -33,35 +33,41 @@ def absorbing(
         starts fully masked whatever ``mask_rate[0]`` is. The network is told ``mask_rate[i]``.
       vocab_size: V, the number of real tokens; the network outputs ``[B, L, V]``.
       head: ``mdlm``: the output is logits of the clean token; ``sedd``: log score ratios p(v) / p(mask) at noise sigma
-        with ``1 - exp(-sigma) = mask_rate[i]``, stepped by SEDD's analytic (Tweedie) sampler.
+        with ``1 - exp(-sigma) = mask_rate[i]``, stepped by SEDD's analytic (Tweedie) sampler. All scores are 0 where
+        all is masked: their ``mask_rate[0]`` is below 1, as of `rtbjax.schedules.loglinear_mask_rate`.
       given: maps the condition to int32[B, L] tokens that are held fixed (any id below V), with V wherever free. Given
         tokens are never masked, resampled or scored.
 
     Raises:
-      ValueError: rates that do not fall from at most 1 to 0, or an unknown head.
+      ValueError: rates that do not fall from at most 1 to 0, or from 1 with scores, or an unknown head.
     """
     falls = len(mask_rate) > 1 and np.all(np.diff(mask_rate) < 0)
     if not falls or mask_rate[0] > 1.0 or mask_rate[-1] != 0.0:
         raise ValueError(f"mask_rate must fall strictly from at most 1 to 0, got {np.round(mask_rate, 4)}.")
     if head not in ("mdlm", "sedd"):
         raise ValueError(f"head must be 'mdlm' or 'sedd', got {head!r}.")
+    if head == "sedd" and mask_rate[0] == 1.0:
+        raise ValueError(
+            "mask_rate must start below 1 for head='sedd', whose scores are all 0 there, as "
+            "rtbjax.schedules.loglinear_mask_rate does."
+        )
     mask_id = vocab_size
+    before, after = mask_rate[:-1], mask_rate[1:]
     rate = jnp.asarray(mask_rate, jnp.float32)
-    reveal = jnp.asarray(1.0 - mask_rate[1:] / mask_rate[:-1], jnp.float32)
-    log_keep = jnp.asarray(np.log(np.maximum(mask_rate[1:] / mask_rate[:-1], 1e-38)), jnp.float32)
-    # exp(dsigma) - 1 with exp(-sigma) = 1 - m; at m = 1 it would be infinite, so the start counts as just below it.
-    clean = 1.0 - np.minimum(mask_rate, 1.0 - 1e-6)
-    expm1_dsigma = jnp.asarray(clean[1:] / clean[:-1] - 1.0, jnp.float32)
+    reveal = jnp.asarray(1.0 - after / before, jnp.float32)
+    log_keep = jnp.asarray(np.log(np.maximum(after / before, 1e-38)), jnp.float32)
+    # A step reveals v with probability ``reveal p(v)``: exp(dsigma) - 1 times its score, where exp(-sigma) = 1 - m.
+    factor = 1.0 - after / before if head == "mdlm" else (before - after) / (1.0 - before)
+    log_factor = jnp.asarray(np.log(factor), jnp.float32)
     last = len(mask_rate) - 2
 
     def masked_log_probs(output, i):
         """Law of a masked token after step i over V tokens and the mask, ``[B, L, V + 1]``."""
         output = output.astype(jnp.float32)
+        tokens = (jax.nn.log_softmax(output, axis=-1) if head == "mdlm" else output) + log_factor[i]
         if head == "mdlm":
-            tokens = jax.nn.log_softmax(output, axis=-1) + jnp.log(reveal[i])
             stay = jnp.broadcast_to(log_keep[i], output.shape[:-1])
         else:
-            tokens = output + jnp.log(expm1_dsigma[i])
             # An uncalibrated score may claim more than all the mass; the law below renormalises.
             stay = jnp.log(jnp.maximum(1.0 - jnp.sum(jnp.exp(tokens), axis=-1), 1e-20))
         # The last step must reveal: the mask class is excluded, in sampling and in scoring alike.

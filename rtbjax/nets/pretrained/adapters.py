@@ -2,9 +2,12 @@
 
 An adapter of `rtbjax.lora` is there two layers: ``lora_A`` of the shape of the adapted one with ``rank`` outputs, and
 ``lora_B`` from these to its outputs, a 1x1 convolution where the adapted one is a convolution. Scaled by alpha / rank,
-which is 1 in files without an alpha, as in `rtbjax.posterior.lora` by default.
+which is 1 in files without an alpha, as in `rtbjax.posterior.lora` by default; an alpha in a file's metadata becomes
+part of B.
 """
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from jaxtyping import Array, PyTree
 from rtbjax.nets.pretrained.folder import PretrainedError
 
 NAME = "pytorch_lora_weights.safetensors"
+_METADATA = "lora_adapter_metadata"  # Where diffusers keeps peft's LoraConfig, its fields named COMPONENT.FIELD.
 _KERNEL = "/kernel"
 
 
@@ -51,13 +55,15 @@ def load(folder: str | Path, like: Mapping[str, Mapping[str, Any]], params: PyTr
     """Adapters that `save` or peft wrote, for the same layers and of the same rank as ``like``.
 
     Raises:
-      PretrainedError: no such file, an unreadable one, or other adapters.
+      PretrainedError: no such file, an unreadable one, other adapters, or an alpha of their own for some layers.
     """
     file = Path(folder) / NAME
     if not file.is_file():
         raise PretrainedError(f"The folder {folder} has no {NAME}.")
     try:
         flat = safetensors.numpy.load_file(file)
+        with safetensors.safe_open(file, "np") as opened:
+            settings = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise PretrainedError(f"{file} is not a readable safetensors file: {error}.") from error
     wanted = {f"{_layer(path)}.lora_{part}.weight" for path in like for part in "AB"}
@@ -75,8 +81,18 @@ def load(folder: str | Path, like: Mapping[str, Mapping[str, Any]], params: PyTr
                 f"{file} holds adapters of other sizes: {path} has {a.shape} and {b.shape}, wanted are "
                 f"{adapter['a'].shape} and {adapter['b'].shape}."
             )
-        found[path] = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
+        scale = _scale(settings, path, a.shape[1], file)
+        found[path] = {"a": jnp.asarray(a, jnp.float32), "b": scale * jnp.asarray(b, jnp.float32)}
     return found
+
+
+def _scale(settings: Mapping[str, Any], path: str, rank: int, file: Path) -> float:
+    """What peft multiplies the product of an adapter's layers by."""
+    component = path.partition("/")[0]
+    if settings.get(f"{component}.alpha_pattern"):
+        raise PretrainedError(f"{file} has an alpha of their own for some layers, which is not supported.")
+    alpha = settings.get(f"{component}.lora_alpha", rank)
+    return alpha / (math.sqrt(rank) if settings.get(f"{component}.use_rslora") else rank)
 
 
 def _layer(path: str) -> str:

@@ -1,0 +1,1 @@
+"""What the domain of classifier-guided images is made of."""

@@ -116,7 +116,7 @@ class ValueData(NamedTuple):
 
 
 def value_data(config: ConfigDict, images: Float[Array, "N H W C"], key: Array) -> ValueData:
-    """Draws ``pretrain.paths`` paths of the prior, rounded up to batches, and keeps the means of `MEANS` steps of each."""
+    """From ``pretrain.paths`` paths of the prior, rounded up to batches, of which `MEANS` steps each are kept."""
     prior, process = networks.load_prior(config), networks.make_process(config)
     classifier, classifier_params = networks.load_classifier(config)
     batch = config.eval.batch_size

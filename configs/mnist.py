@@ -57,10 +57,10 @@ def get_config(variant: str = ""):
     config.reward.weights = "weights/mnist_classifier.safetensors"
     config.posterior.kind = "value_guided"  # steered: a third of the cost a sample, and farther.
     config.value = {"weights": "weights/mnist_value.safetensors"}  # Serves every label.
+    config.value.strength = 1.4  # Of its gradient, at the start of value_guided.
     config.value.refine = regression(
         steps=300, batch_size=256, learning_rate=3e-4, weight_decay=1e-2, ema=0.995, checkpoint_every=100
     )
-    config.steer.steps = 500
     config.steer.learning_rate = 1e-2
     config.steer.strength = 1.5
     config.posterior.num_samples = 10  # Of loss_guidance.
@@ -82,16 +82,15 @@ def get_config(variant: str = ""):
     config.pretrain.batch_size = 64
     config.pretrain.learning_rate = 2e-3
     config.pretrain.weight_decay = 1e-3
-    if variant == "quick":  # The value's gradient alone is a good start; RTB has only begun.
-        config.steer.steps = 0
+    if variant == "quick":
         config.train.steps = 10
         config.eval.num_samples = config.eval.batch_size = 500
     if variant == "full":
-        config.steer.steps = 1000
         config.train.steps = 800
         config.eval.num_samples = 2_000
     if variant == "conditional":
         config.reward.label = "digits"
+        config.value.strength = 1.0
         config.steer.steps, config.steer.batch_size = 2000, 16
         config.train.steps = 200
         config.objective.group = 6
@@ -119,6 +118,7 @@ def get_config(variant: str = ""):
         config.process.num_steps = 5
         config.train.steps = 6
         config.steer.steps, config.steer.batch_size = 2, 8
+        config.value.refine.steps = 2
         config.train.batch_size = 16
         config.log.every = 1
         config.checkpoint.every = 3

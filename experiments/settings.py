@@ -1,5 +1,6 @@
 """The border between a config and the code: every field is checked before anything is computed."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from experiments.optimizers import RULES
 
 LARGEST = 2**31 - 1  # Of a count or a size in JAX; neither infinite nor NaN is smaller.
 MAX_STEPS = 100_000  # Of a chain: its tables and the states of its paths are kept.
-_REGRESSIONS = ("steer", "pretrain")  # What `experiments.pretrain.fit` reads.
+_REGRESSIONS = ("steer", "pretrain", "value.refine")  # What `experiments.pretrain.fit` reads.
 
 
 def _of_each(field: str) -> tuple[str, ...]:
@@ -60,6 +61,8 @@ _AT_LEAST = {
         "steer.batch_size",
         "pretrain.steps",
         "pretrain.batch_size",
+        "value.refine.steps",
+        "value.refine.batch_size",
         "eval.best_of",
         "prior.width",
         "prior.network.patch",
@@ -82,6 +85,7 @@ _POSITIVE = (
     "behaviour.replay_temperature",
     "steer.strength",
     "posterior.strength",
+    "value.strength",
     "process.min_std",
     "process.diffusion",
     *_of_each("learning_rate"),
@@ -118,7 +122,7 @@ def check(config: ConfigDict) -> None:
         _require(config, name, "positive", lambda v: v > 0)
     for name in _of_each("ema"):
         _require(config, name, "at least 0 and below 1", lambda v: 0 <= v < 1)
-    for name in ("train.optimizer", *_of_each("optimizer")):
+    for name in filter(partial(_has, config), ("train.optimizer", *_of_each("optimizer"))):
         one_of(config, name, tuple(RULES))
     one_of(config, "precision", tuple(PRECISIONS))
     one_of(config, "objective.loss", ("rtb", *BASELINES))

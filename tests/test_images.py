@@ -10,6 +10,7 @@ from check_workdir import problems
 from safetensors.numpy import save_file
 from shrunk import changed
 
+from configs import cifar10
 from configs.mnist import get_config
 from experiments import data, run, weights
 from experiments.domains import images
@@ -139,7 +140,7 @@ def test_one_posterior_for_many_labels(tmp_path):
 
 def test_a_posterior_guided_by_the_value_starts_as_that_guide():
     """And its score then moves it, of which `inverse` has the same."""
-    config = changed(get_config("smoke"), objective__beta=0.25, posterior__strength=2.0, steer__steps=0)
+    config = changed(get_config("smoke"), objective__beta=0.25, value__strength=2.0, steer__steps=0)
     domain = images.build(config)
     process, value = domain.process, rewards.load_value(config)
     i, x = jnp.int32(2), jax.random.normal(jax.random.key(0), (3, 28, 28, 1))
@@ -156,9 +157,22 @@ def test_a_posterior_guided_by_the_value_starts_as_that_guide():
     np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"posterior__kind": "value_guided"}, "value_guided follows a value, and this config has no section"),
+        ({"pretrain__what": "value"}, "config.pretrain.what must be prior or reward: this config has no section"),
+    ],
+)
+def test_a_config_without_a_value_says_so(changes, message, tmp_path):
+    config = changed(cifar10.get_config("smoke"), **changes)
+    with pytest.raises(ConfigError, match=message):
+        images.pretrain(config, tmp_path) if "pretrain__what" in changes else images.build(config)
+
+
 def test_a_value_of_r_does_not_steer_a_power_of_r():
     with pytest.raises(ConfigError, match="steer.steps must be 0 unless config.objective.beta is 1"):
-        images.build(changed(get_config(), objective__beta=2.0))
+        images.build(changed(get_config(), objective__beta=2.0, steer__steps=5))
 
 
 def test_guidance_has_nothing_to_train():

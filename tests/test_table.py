@@ -97,7 +97,7 @@ def test_every_cell_is_run_once_and_a_table_may_grow(tmp_path):
         "best-of/3/seed-1",
         "best-of/7/seed-1",
     ]
-    with pytest.raises(records.OtherRun, match="steer.steps: 500 there, 5 here"):
+    with pytest.raises(records.OtherRun, match="steer.steps: 0 there, 5 here"):
         table.run(config(steer__steps=5), tmp_path, execute, "train", rewards.labels)
     before = len(execute.ran)
     table.run(config(eval__batch_size=10), tmp_path, execute, "evaluate", rewards.labels)

@@ -32,6 +32,8 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             "config.steer.steps must be 0 unless config.objective.beta is 1: the value is that of r itself."
         )
+    if needs_value(config) and "value" not in config:
+        raise ConfigError(f"config.posterior.kind={kind} follows a value, and this config has no section of that name.")
 
 
 def needs_value(config: ConfigDict) -> bool:

@@ -110,7 +110,7 @@ def value_guided(key: Array, config: ConfigDict, process: Process, log_reward: R
         process,
         lambda x, t, cond: beta * value.log_h(value.params, x, t, cond),
         lambda x, cond: beta * log_reward(x, cond),
-        strength=config.posterior.strength,
+        strength=config.value.strength,
     )
     return with_score(key, config, process, guide, labelled_unet(config))
 

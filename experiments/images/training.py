@@ -161,6 +161,8 @@ def train(config: ConfigDict, what: str, workdir: Path) -> None:
       WeightsError: the value needs prior and classifier, and their weights cannot be read.
     """
     settings, known = config.pretrain, networks.image_set(config)
+    if what == "value" and "value" not in config:
+        raise ConfigError("config.pretrain.what must be prior or reward: this config has no section for a value.")
     if what == "value" and (settings.paths < 1 or settings.batch_size < 2):
         raise ConfigError("config.pretrain.paths must be at least 1 and config.pretrain.batch_size at least 2.")
     found = data.load(config.data.set, config.data.path)

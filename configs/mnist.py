@@ -15,7 +15,7 @@ The three networks are shipped. Each is made anew (on --config.data.path=digits.
     python experiments/run.py --config=configs/mnist.py --mode=pretrain --config.pretrain.what=reward  the classifier
     python experiments/run.py --config=configs/mnist.py:value --mode=pretrain                          the value
 
-Cost of the table on two free cores, per class and seed: RTB 10 minutes (measured on one); RTB from the prior, REINFORCE, DPOK
+Cost of the table on two free cores, per class and seed: RTB 10 (on one core); RTB from the prior, REINFORCE, DPOK
 and DDPO 160 steps of 4 s (a step of RTB, measured) and evaluation, 12 minutes each; the six others and SMC with RTB
 about 2 minutes each, from the 20 to 70 CPU seconds that runs with 200 of the 750 samples took; 75 minutes in all. Hence
 38 hours for ten classes and three seeds, exact sets of 4 minutes a class included. Less of it by

@@ -128,6 +128,7 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
             )
     none = np.zeros((0, *domain.event_shape), domain.dtype)
     samples = np.stack([np.concatenate(parts)[:count] if parts else none for parts in kept])
+    samples = samples.astype(storage(domain)).astype(domain.dtype)  # As they will be read.
     estimates = [from_prior(np.concatenate(parts), beta) for parts in log_rewards]
     if domain.log_bound is not None and domain.conditions is not None:
         # Each took another number; their mean has one source.

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from check_workdir import problems
@@ -21,6 +22,7 @@ from experiments.domains import gmm, images
 from experiments.errors import UserError
 from experiments.plots import plt
 from experiments.stories import corpus
+from rtbjax import Policy, brownian_bridge
 from rtbjax.rewards import RewardError
 from rtbjax.sharding import data_mesh
 
@@ -295,6 +297,22 @@ def test_a_damaged_exact_set_is_drawn_again_with_a_warning(config, caplog, damag
     assert exact.posterior(config, domain, mesh).samples.tobytes() == first.samples.tobytes()
     assert "drawn anew" in caplog.text
     assert exact.cached(config, domain).log_z == first.log_z
+
+
+def test_an_exact_set_of_images_is_the_same_whether_it_is_drawn_or_read(config):
+    """The file holds half precision: a run that was killed after it was written must go on with what it had."""
+    prior = Policy({}, lambda params, x, t, cond: -x)
+    images_alike = dataclasses.replace(
+        gmm.build(config),
+        process=brownian_bridge(5, 2.0),
+        event_shape=(2, 2, 1),
+        prior=prior,
+        posterior=prior,
+        log_reward=lambda x, cond: -jnp.sum(x**2, axis=(1, 2, 3)),
+        log_bound=0.0,
+    )
+    drawn, read = exact.draw(config, images_alike, data_mesh(1)), exact.cached(config, images_alike)
+    assert drawn.samples.tobytes() == read.samples.tobytes() and drawn.log_z == read.log_z
 
 
 def test_the_shipped_exact_sets_belong_to_the_shipped_prior_and_reward(tmp_path):

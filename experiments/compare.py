@@ -86,8 +86,9 @@ def run(
 def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> str:
     """One table and ``figure.png``; see `run`."""
     rows, panels = {}, {}
-    for name, one in variations(config).items():
-        hosts.say(f"== {name}")
+    every = variations(config)
+    for count, (name, one) in enumerate(every.items(), start=1):
+        hosts.say(f"== {count} of {len(every)}: {name}")
         done = execute(one, workdir / slug(name), mode)
         with np.load(workdir / slug(name) / "samples.npz") as file:
             if not rows:

@@ -28,8 +28,8 @@ def say(text: str) -> None:
 
 
 def progress(*arguments, **keywords) -> tqdm:
-    """A progress bar, shown by the first process only."""
-    return tqdm(*arguments, disable=not is_first(), **keywords)
+    """A progress bar, shown by the first process only, and not where nothing is to be done."""
+    return tqdm(*arguments, disable=not is_first() or keywords.get("total") == 0, **keywords)
 
 
 def whole(array: Array | np.ndarray) -> np.ndarray:

@@ -243,7 +243,13 @@ def final_params(workdir: Path) -> Path:
     """
     path = workdir / "final_params.safetensors"
     if not path.exists():
-        raise CheckpointError(f"{workdir} has no final_params.safetensors: train it first (--mode=train).")
+        finished = (workdir / "summary.json").exists()
+        hint = (
+            "move its summary.json away, and --mode=train makes it anew"
+            if finished
+            else "train it first (--mode=train)"
+        )
+        raise CheckpointError(f"{workdir} has no final_params.safetensors: {hint}.")
     return path
 
 

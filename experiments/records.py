@@ -80,6 +80,8 @@ def read_json(path: Path, hint: str) -> dict | None:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise WorkdirError(f"{path.parent} is no folder; {hint}.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{path} is not readable JSON ({error}); {hint}.") from error
     if not isinstance(value, dict):

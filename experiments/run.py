@@ -1,6 +1,8 @@
 """The one entry point: ``python experiments/run.py --config=configs/mnist.py``.
 
 Trains a posterior, certifies it, and leaves everything in the workdir. Running the same command again resumes.
+Any field of the config is set by --config.FIELD=VALUE, such as --config.train.steps=100; configs/base.py and the
+config's own file say which there are.
 """
 
 import time
@@ -11,12 +13,14 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import os
 import re
 import shlex
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
 
 from experiments import stopping
 
@@ -49,12 +53,19 @@ from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
 from rtbjax.sharding import data_mesh
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/DOMAIN.py, or configs/DOMAIN.py:VARIANT.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/DOMAIN or runs/DOMAIN-VARIANT by default.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/NAME.py, or configs/NAME.py:VARIANT; its header says more."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/NAME or runs/NAME-VARIANT by default.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; only where JAX cannot find it itself.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes; as --coordinator.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0; as --coordinator.", lower_bound=0)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "pretrain", "evaluate"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "pretrain", "evaluate"],
+    "train also evaluates; evaluate certifies a finished run anew; pretrain makes a shipped network anew.",
+)
 
 DOMAINS = ("gmm", "images", "inverse", "control", "stories", "text_to_image")
 # Of domains whose comparisons are more than runs side by side.
@@ -159,18 +170,20 @@ def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finis
 
 
 def plan(config: ConfigDict) -> str:
-    """What is about to be done, with what the header of the config's file says of the command: mostly, how long."""
-    size = f"{config.train.steps:,} steps of {config.train.batch_size:,} paths"
-    text = f"To do: {size}, then {config.eval.num_samples:,} fresh paths for the certificate."
-    said = header(given_config())
-    return f"{text} {given_config()}: {said}." if said else text
+    """What is about to be done for one posterior."""
+    training = (
+        f"{config.train.steps:,} steps of {config.train.batch_size:,} paths" if config.train.steps else "no training"
+    )
+    return f"To do: {training}, then {config.eval.num_samples:,} fresh paths for the certificate."
 
 
 def header(given: str) -> str | None:
-    """What a config's docstring says beside the command with just this ``--config``; None if nothing."""
-    file = Path(given.partition(":")[0])
+    """What a config's docstring says beside the command with just this ``--config``, mostly how long it takes."""
+    name, colon, variant = given.partition(":")
+    file = Path(name).resolve()
     text = file.read_text() if file.is_file() else ""
-    beside = re.search(rf"^ +python experiments/run\.py --config={re.escape(given)} {{2,}}(.*)$", text, re.MULTILINE)
+    written = re.escape(f"{os.path.relpath(file, REPOSITORY)}{colon}{variant}")  # Wherever it was typed.
+    beside = re.search(rf"^ +python experiments/run\.py --config={written} {{2,}}(.*)$", text, re.MULTILINE)
     return beside and beside[1]
 
 
@@ -231,6 +244,8 @@ def run(_argv) -> None:
     settings.one_of(config, "domain", DOMAINS)
     if config.distributed:
         start_distributed()
+    if mode == "train" and (said := header(given_config())) and evaluate.finished(workdir) is None:
+        hosts.say(f"{given_config()}: {said}.")
     if mode == "pretrain":
         pretrain(config, workdir)
     elif config.table:
@@ -285,7 +300,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def configs_like(name: str = "") -> list[str]:
     """The configs of the repository; the ones of a like name come first."""
-    folder = Path(__file__).resolve().parents[1] / "configs"
+    folder = REPOSITORY / "configs"
     found = [f"configs/{path.name}" for path in sorted(folder.glob("*.py")) if "def get_config(" in path.read_text()]
     near = difflib.get_close_matches(name, found, n=len(found))
     return near + [name for name in found if name not in near]
@@ -300,6 +315,8 @@ def explain(message: str) -> str:
     lines = [line.strip() for line in message.strip().splitlines()]
     file = given_config().partition(":")[0]
     if file and not Path(file).is_file():
+        if (there := REPOSITORY / file).is_file():
+            return f"there is no config {file} in this folder; the repository's is {there}."
         return f"there is no config {file}; there are {', '.join(configs_like(file))}."
     misspelt = re.search(r'Did you mean "(.*)" instead of "(.*)"', message)
     if misspelt:
@@ -307,7 +324,7 @@ def explain(message: str) -> str:
     if "Path to config file is an empty string" in message:
         return config_required()
     if "Traceback" in message or "failure to load" in message:
-        return f"{given_config()} cannot be loaded: {lines[-1]}"
+        return f"{given_config()} cannot be loaded: {lines[-1].removeprefix('ValueError: ')}"
     ill_typed = re.fullmatch(r"flag --(config\.[\w.]+)=(.*?): (.*)", message.strip(), re.DOTALL)
     if ill_typed:
         name, value, reason = ill_typed.groups()

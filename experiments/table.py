@@ -126,12 +126,13 @@ def fill(
     mode: str,
 ) -> str:
     rows: dict[str, dict[str, dict[int, Row]]] = {}
-    text = ""
+    text, count, total = "", 0, len(labels) * len(seeds) * len(methods)
     for label in labels:
         done = None
         for seed in seeds:
             for method in methods:
-                hosts.say(f"== {method.title}, {label}, seed {seed}")
+                count += 1
+                hosts.say(f"== {count} of {total}: {method.title}, {label}, seed {seed}")
                 one, place = cell(config, method, label, seed, workdir)
                 summary = finished(one, place) if mode == "train" else None
                 if summary is None:

@@ -60,7 +60,8 @@ def load(path: Path, like: PyTree) -> PyTree:
       WeightsError: the file is missing or corrupt, its names or shapes differ, or not all of its numbers are finite.
     """
     if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}.")
+        hint = " That is a folder; a finished run's weights are its final_params.safetensors." if path.is_dir() else ""
+        raise WeightsError(f"There is no weights file {path}.{hint}")
     try:
         flat = safetensors.numpy.load_file(path)
     except Exception as error:  # Of many kinds, and none of them is about anything but the file.

@@ -28,7 +28,10 @@ def call(*arguments):
     [
         (["--config=configs/gmm.py", "--config.train.stepz=3"], "no field 'stepz'; did you mean 'steps'?"),
         (["--config=configs/gmm.py", "--config.train.steps=abc"], "train.steps must be a whole number, got 'abc'."),
-        (["--config=configs/gmm.py:huge"], "no variant 'huge'"),
+        (
+            ["--config=configs/gmm.py:huge"],
+            "configs/gmm.py:huge cannot be loaded: configs/gmm.py has no variant 'huge'",
+        ),
         (["--config=configs/gm.py"], "there is no config configs/gm.py; there are configs/gmm.py, configs/"),
         (["--config=nowhere.py:smoke"], f"there is no config nowhere.py; there are {', '.join(CONFIGS)}."),
         ([], f"--config is required, one of {', '.join(CONFIGS)}."),
@@ -58,7 +61,14 @@ def test_a_bad_command_line_is_one_sentence_and_writes_nothing(arguments, messag
 def test_help_is_no_failure():
     done = call("--help")
     assert done.returncode == 0 and not done.stderr
-    assert "--config" in done.stdout and "--workdir" in done.stdout
+    assert "--config.FIELD=VALUE" in done.stdout and "--workdir" in done.stdout
+
+
+def test_in_another_folder_the_repositorys_config_is_named_in_full(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--config=configs/gmm.py:smoke"])
+    named = f"there is no config configs/gmm.py in this folder; the repository's is {REPOSITORY}/configs/gmm.py."
+    assert run.explain("anything") == named
 
 
 @pytest.mark.parametrize(
@@ -94,20 +104,24 @@ def test_an_ill_typed_field_is_named_with_its_value_and_what_is_allowed(said, se
 @pytest.mark.parametrize(
     "given, said",
     [
-        ("configs/gmm.py", "about 6 minutes on two cores"),
+        ("configs/gmm.py", "about 5 minutes on two cores"),
         ("configs/gmm.py:smoke", "the whole path in about a minute"),
+        (f"{REPOSITORY}/configs/gmm.py:smoke", "the whole path in about a minute"),
         ("configs/mnist.py:value", None),  # Only beside --mode=pretrain.
         ("configs/nope.py", None),
         ("", None),
     ],
 )
-def test_what_a_config_says_of_its_command_is_told_before_it_starts(given, said, monkeypatch, tmp_path):
+def test_a_header_says_how_long_a_command_takes(given, said, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(sys, "argv", ["experiments/run.py", f"--config={given}"])
     assert run.header(given) == said
-    told = run.plan(gmm(tmp_path))
-    assert told.startswith("To do: 4 steps of 32 paths, then 64 fresh paths for the certificate.")
-    assert told.endswith(f"{given}: {said}." if said else "certificate.")
+
+
+def test_what_is_to_be_done_is_told_before_it_starts(tmp_path):
+    config = gmm(tmp_path)
+    assert run.plan(config) == "To do: 4 steps of 32 paths, then 64 fresh paths for the certificate."
+    config.train.steps = 0
+    assert run.plan(config) == "To do: no training, then 64 fresh paths for the certificate."
 
 
 def test_the_command_elsewhere_is_the_same_command_with_a_free_workdir(monkeypatch, tmp_path):

@@ -43,6 +43,18 @@ def test_a_workdir_that_cannot_be_made_is_one_sentence(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(records.WorkdirError, match="choose another --workdir"):
         records.claim(tmp_path / "file" / "w", config.to_dict())
+    with pytest.raises(records.WorkdirError, match="file is no folder; choose another --workdir"):
+        records.claim(tmp_path / "file", config.to_dict())
+
+
+def test_weights_that_are_gone_are_said_to_be_made_anew_by_what_makes_them(tmp_path):
+    with pytest.raises(CheckpointError, match="train it first"):
+        loop.final_params(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="move its summary.json away"):
+        loop.final_params(tmp_path)
+    with pytest.raises(weights.WeightsError, match="That is a folder; a finished run's weights are its final_params"):
+        weights.load(tmp_path, {})
 
 
 def test_a_computation_that_left_nothing_gives_the_workdir_back(config, tmp_path):

@@ -116,12 +116,19 @@ def path_log_ratio(
 
 
 def check_params(params: Any) -> None:
-    """Raises a ValueError unless the policy's parameters are there under their name."""
+    """Raises a ValueError unless the policy's parameters are there under their name, and all of them are numbers."""
     if not isinstance(params, Mapping) or "policy" not in params:
         found = f"a dictionary of {sorted(map(str, params))}" if isinstance(params, Mapping) else type(params).__name__
         raise ValueError(
             f'The parameters must be {{"policy": posterior.params}}, with "log_z" if it is learned, got {found}.'
         )
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, (int, float)):
+            name = "params" + jax.tree_util.keystr(path)
+            raise ValueError(
+                f"Parameters must be arrays, and {name} is a {type(leaf).__name__}; of an Equinox module, take "
+                "params, static = eqx.partition(module, eqx.is_inexact_array)."
+            )
 
 
 def loss(

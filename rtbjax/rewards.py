@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from rtbjax.types import RewardFn
@@ -55,9 +56,14 @@ def evaluate(
       RewardError: the last try failed too, or, at once, samples that are not finite, truth values in place of numbers,
         or a value above its bound; the message names the first bad sample.
       ValueError: ``retries`` below 0.
+      TypeError: it is called inside a jitted function.
     """
     if retries < 0:
         raise ValueError(f"retries must be at least 0, got {retries}.")
+    if isinstance(x, Tracer):
+        raise TypeError(
+            "rewards.evaluate asks on the host, outside jax.jit: call it between the rollout and the update."
+        )
     batch = x.shape[0]
     sound = np.isfinite(np.asarray(x)).all(axis=tuple(range(1, x.ndim)))
     if not sound.all():
@@ -72,7 +78,8 @@ def evaluate(
         try:
             log_r = _ask(reward, x, cond, timeout)
         except Exception as error:
-            failure, cause = f"The reward raised {type(error).__name__}: {error}", error
+            said = f": {error}" if str(error) else ""
+            failure, cause = f"The reward raised {type(error).__name__}{said}", error
             continue
         if log_r.dtype == np.bool_:
             raise RewardError(

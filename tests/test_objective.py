@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,6 +213,15 @@ def test_parameters_without_their_name_are_an_error(key):
         ):
             with pytest.raises(ValueError, match='must be {"policy": posterior.params}, with "log_z" if it is learned'):
                 call()
+
+
+def test_a_module_that_is_not_all_arrays_is_an_error_that_names_the_rest():
+    module = eqx.nn.MLP(2, 2, 4, 1, activation=jax.nn.gelu, key=jax.random.key(0))
+    named = r"params\['policy'\].activation is a \w+; of an Equinox module, take .* eqx.partition"
+    with pytest.raises(ValueError, match=named):
+        rtbjax.init_state({"policy": module}, rtbjax.optimizer(1e-3))
+    params, _ = eqx.partition(module, eqx.is_inexact_array)
+    rtbjax.init_state({"policy": params}, rtbjax.optimizer(1e-3))
 
 
 def test_missing_reward_is_an_error(key):

@@ -124,6 +124,19 @@ def test_without_retries_the_first_failure_is_the_end():
     assert reward.calls == 1
 
 
+def test_a_failure_without_words_is_named_without_a_colon():
+    def silent(x, cond):
+        raise AssertionError
+
+    with pytest.raises(RewardError, match=r"The reward raised AssertionError \(1 try\)"):
+        evaluate(silent, X)
+
+
+def test_inside_jit_it_says_where_it_belongs():
+    with pytest.raises(TypeError, match="between the rollout and the update"):
+        jax.jit(lambda x: evaluate(lambda x, cond: np.zeros(4), x))(X)
+
+
 def test_it_waits_before_asking_again(monkeypatch):
     pauses = []
     monkeypatch.setattr(rewards.time, "sleep", pauses.append)

@@ -52,7 +52,6 @@ def main():
     arguments = parser.parse_args()
     train, test = data.mnist(arguments.train), data.mnist(arguments.test)
     config, count = get_config(), arguments.samples
-    config.steer.steps = 0  # The posterior is not asked for.
     net, params = networks.load_classifier(config)
     logits = jax.jit(lambda x: net.apply({"params": params}, x))
     features = jax.jit(lambda x: net.apply({"params": params}, x, method="features"))

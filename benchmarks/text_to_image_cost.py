@@ -26,11 +26,8 @@ from rtbjax import Policy, posterior
 from rtbjax.nets import pretrained
 from rtbjax.nets.pretrained.unet import UNet
 
-UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-}  # Else diffusers' defaults.
+# Where it says nothing, diffusers' defaults.
+UNET = {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768}
 SCHEDULER = {
     "_class_name": "PNDMScheduler",
     "beta_start": 0.00085,
@@ -192,18 +189,18 @@ def unet_flops(unet: UNet, tokens: int) -> int:
 def measure(of: Update) -> dict[str, Any]:
     """The numbers of `main`'s table."""
     unet: Any = of.model.module
-    calls = (
-        2 * 2 * of.config.train.batch_size * of.process.num_steps
-    )  # Prior and posterior, each with and without text.
+    call = unet_flops(unet, of.prior["contexts"].shape[1])
+    # Of prior and posterior, each with and without text.
+    calls = 2 * 2 * of.config.train.batch_size * of.process.num_steps
     return {
         "batch": of.config.train.batch_size,
         "steps": of.process.num_steps,
         "grad_steps": of.config.objective.grad_steps or of.process.num_steps,
         "parameters": {"unet": numbers(of.prior["unet"]), "adapters": numbers(of.adapters)},
         "flops": {
-            "call": unet_flops(unet, of.prior["contexts"].shape[1]),
+            "call": call,
             "rollout": rollout_flops(of),
-            "rollout_closed_form": calls * unet_flops(unet, of.prior["contexts"].shape[1]),
+            "rollout_closed_form": calls * call,
             "gradient": gradient_flops(of),
         },
         "bytes": {

@@ -47,9 +47,8 @@ def reading(field: str, model: str, what: str) -> Iterator[Path]:
     try:
         yield folder
     except Exception as error:  # Of many kinds, and none of them is about anything but the folder.
-        reason = (
-            f"there is no {error.args[0]}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0]
-        )
+        text = f"there is no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        reason = text.strip().partition("\n")[0]
         raise DataError(f"config.{field}: {folder} holds {what} ({reason}).") from error
 
 

@@ -28,7 +28,6 @@ def config_of(name: str) -> ConfigDict:
     for behaviour in ("accepted", "noised", "prior", "replay", "widen"):
         config.behaviour[behaviour] = 0.0
     config.train.optimizer, config.train.learning_rate = "adam", 1e-3
-    config.steer.steps = 0
     if name == "mnist":
         config.posterior.kind = "steered"
     if name == "control":

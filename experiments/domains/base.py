@@ -69,6 +69,16 @@ class Conditions:
         return len(jax.tree.leaves(self.values)[0])
 
 
+def named(names: tuple[str, ...]) -> Conditions:
+    """Those of a few labels or prompts: a ``cond`` is a place in ``names``, all are trained on and evaluated.
+
+    log Z is a number for each.
+    """
+    every = jnp.arange(len(names))
+    log_z = ConditionalLogZ(jnp.zeros(len(names)), lambda table, cond: table[cond])
+    return Conditions(values=every, evaluated=every, names=names, log_z=log_z)
+
+
 def rows(tree: PyTree, index: Int[Array, " B"]) -> PyTree:
     """Those rows of every array."""
     return jax.tree.map(lambda a: a[index], tree)

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments import batches, weights
-from experiments.domains.base import ConditionalLogZ, Conditions, Domain
+from experiments.domains.base import Domain, named
 from experiments.errors import ConfigError
 from experiments.images import networks, posteriors, rewards, training
 from experiments.images.evaluation import Evaluation, plot
@@ -76,15 +75,8 @@ def build(config: ConfigDict) -> Domain:
         evaluate=Evaluation(classifier, classifier_params, log_reward, asked).metrics,
         plot=plot,
         value=value,
-        conditions=make_conditions(asked) if len(asked) > 1 else None,
+        conditions=named(asked) if len(asked) > 1 else None,
     )
-
-
-def make_conditions(asked: tuple[str, ...]) -> Conditions:
-    """Every label is trained on and evaluated; log Z is a number for each."""
-    every = jnp.arange(len(asked))
-    log_z = ConditionalLogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
-    return Conditions(values=every, evaluated=every, names=asked, log_z=log_z)
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from experiments import data, hosts, weights
-from experiments.domains.base import ConditionalLogZ, Conditions, Domain
+from experiments.domains.base import Domain, named
 from experiments.errors import ConfigError, checking
 from experiments.settings import PRECISIONS, data_unread, get, no_warm_start, one_of, other_precision
 from experiments.streams import stream
@@ -128,10 +128,7 @@ def make_posterior(config: ConfigDict, process: Process, prior: Policy) -> Polic
     if config.posterior.adapters:
         folder = weights.locate(config.posterior.adapters)
         learner = learner.replace(params=adapters.load(folder, learner.params, prior.params))
-    if not config.posterior.learn_variance:
-        return learner
-    table = {"log_std": jnp.zeros((config.process.num_steps, 1, 1, 1))}
-    return posterior.learned_std(learner, table, lambda table, x, t, cond: table["log_std"][process.step_at(t)][None])
+    return posterior.step_std(learner, process, (1, 1, 1)) if config.posterior.learn_variance else learner
 
 
 def decoder(pipeline: Pipeline):
@@ -203,7 +200,7 @@ def build(config: ConfigDict) -> Domain:
         ),
         evaluate=evaluation.metrics,
         plot=evaluation.plot,
-        conditions=make_conditions(asked) if len(asked) > 1 else None,
+        conditions=named(asked) if len(asked) > 1 else None,
     )
 
 
@@ -218,13 +215,6 @@ def make_reward(
     own = rewards.named(config.reward.function, asked) if terms.function else None
     made = {"contrastive": alignment, "jpeg": rewards.jpeg, "function": own, **on_host}
     return rewards.weighted([(weight, made[name]) for name, weight in terms.items() if weight])
-
-
-def make_conditions(asked: tuple[str, ...]) -> Conditions:
-    """Every prompt is trained on and evaluated; log Z is a number for each."""
-    every = jnp.arange(len(asked))
-    log_z = ConditionalLogZ(jnp.zeros(len(asked)), lambda table, cond: table[cond])
-    return Conditions(values=every, evaluated=every, names=asked, log_z=log_z)
 
 
 def trained_on(config: ConfigDict) -> str:

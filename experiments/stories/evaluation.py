@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from experiments import hosts
-from experiments.plots import plt
+from experiments.plots import plt, save
 from experiments.stories import slots
 from experiments.stories.corpus import Story
 from experiments.stories.likeness import Likeness
@@ -150,6 +150,4 @@ class Evaluation:
             left.axis("off")
             right.set_xlabel("log r")
         axes[0, 1].legend()
-        figure.tight_layout()
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
+        save(path, figure)

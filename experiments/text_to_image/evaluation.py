@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from experiments.plots import plt
+from experiments.plots import plt, save
 from experiments.text_to_image.rewards import PictureReward, to_unit
 from rtbjax.metrics.distances import diversity
 
@@ -80,9 +80,7 @@ class Evaluation:
             axis.set_title(f"{title}: mean log r of these {mean:.2f}", fontsize=10)
             axis.axis("off")
         figure.suptitle(self._prompts[0] if single else "; ".join(self._prompts), fontsize=11)
-        figure.tight_layout()
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
+        save(path, figure)
 
     def _show(self, axis: Any, rows: list[np.ndarray]) -> float:
         """Draws rows of pictures with their log r, and returns its mean over them."""

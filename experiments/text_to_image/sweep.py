@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments import compare, hosts, records
 from experiments.files import replacing
 from experiments.markdown import head, line
-from experiments.plots import plt
+from experiments.plots import plt, save
 
 METHODS = {"rtb": "RTB", "dpok": "DPOK", "ddpo": "DDPO"}  # By objective.loss.
 EXACT, PRIOR = "exact", "prior"
@@ -102,6 +102,4 @@ def plot(path: Path, rows: dict[str, Row]) -> None:
     axis.set_ylabel("mean log r")
     axis.set_title("numbers: beta, of DPOK one over the KL's weight", fontsize=9)
     axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(path, figure)

@@ -1,7 +1,9 @@
 import os
 
-# Before JAX starts: sharding is tested on 8 forced CPU devices.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Before JAX starts. Sharding is tested on 8 forced CPU devices; and tests compile more than they compute.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import tempfile
@@ -10,8 +12,9 @@ import hypothesis
 import jax
 import pytest
 
-# Runs in one session share what they compiled.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="rtbjax-xla-"))
+# Runs and processes of one session share what they compiled.
+CACHE = os.environ.setdefault("RTBJAX_TEST_CACHE", tempfile.mkdtemp(prefix="rtbjax-xla-"))
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -79,6 +79,11 @@ def assert_same_run(first: Path, second: Path) -> None:
         np.testing.assert_array_equal(array, states[1][name], err_msg=name)
 
 
+def latest_step(workdir: Path) -> int | None:
+    """Of its checkpoints. Read from the folder: a manager would also begin to clean it, beside the next run's."""
+    return max((int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), default=None)
+
+
 def last_checkpoint(workdir: Path) -> dict[str, np.ndarray]:
     """Everything in the newest checkpoint but the seconds, and so the hash, by name."""
     manager = ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=ocp.CheckpointManagerOptions())

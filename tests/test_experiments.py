@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from check_workdir import problems
-from shrunk import assert_same_run, changed, log_of
+from shrunk import assert_same_run, changed, latest_step, log_of
 from shrunk import gmm as gmm_of
 
 from configs import mnist as mnist_config
 from configs import stories as stories_config
 from configs.gmm import get_config
 from experiments import compare, data, exact, loop, records, run, settings, weights
-from experiments.checkpoint import CheckpointError, Checkpoints
+from experiments.checkpoint import CheckpointError
 from experiments.control import transitions
 from experiments.control.tasks import TASKS
 from experiments.domains import gmm, images
@@ -146,7 +146,7 @@ def test_a_state_that_is_not_finite_is_not_saved_and_the_last_good_one_is_named(
         workdir = tmp_path / f"{one.log.every}-{one.checkpoint.every}"
         with pytest.raises(FloatingPointError, match=f"parameters are not finite at step {step}; "):
             loop.run(one, domain, workdir, mesh, loop.Clock())
-        latest = Checkpoints(workdir / "checkpoints", 2).latest()
+        latest = latest_step(workdir)
         assert latest == (2 if one.checkpoint.every == 2 else None)
         assert not (workdir / "final_params.safetensors").exists()
     with pytest.raises(FloatingPointError, match="last good checkpoint is .*4-2/checkpoints/2\\."):

@@ -8,10 +8,9 @@ import time
 import numpy as np
 import pytest
 from oracles import LinearGaussian
-from shrunk import assert_same_run, bare_domain, changed, gmm, log_of
+from shrunk import assert_same_run, bare_domain, changed, gmm, latest_step, log_of
 
 from experiments import loop, run
-from experiments.checkpoint import Checkpoints
 from experiments.domains import gmm as domains
 from rtbjax import Policy
 from rtbjax.rewards import RewardError
@@ -119,7 +118,7 @@ def test_a_reward_that_gives_up_leaves_a_checkpoint_of_that_very_step(tmp_path, 
     calls.clear()
     with pytest.raises(RewardError, match=f"scorer is away .1 try.* What was done is saved: .* at step {step}"):
         train(fails, tmp_path / "cut")
-    assert Checkpoints(tmp_path / "cut" / "checkpoints", 2).latest() == step
+    assert latest_step(tmp_path / "cut") == step
     train(domain.log_reward, tmp_path / "cut")
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 

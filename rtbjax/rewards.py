@@ -178,11 +178,11 @@ def from_probability(probability: Callable[[Array, Any], Array], floor: float) -
     """The log of a function with values in [0, ...), with ``floor`` in place of 0.
 
     Raises:
-      ValueError: ``floor`` not positive.
+      ValueError: ``floor`` not positive and finite.
       RewardError: when asked, of a negative value; the message names the first.
     """
-    if floor <= 0.0:
-        raise ValueError(f"The floor that stands in for probability 0 must be positive, got {floor}.")
+    if not 0.0 < floor < float("inf"):
+        raise ValueError(f"The floor that stands in for probability 0 must be positive and finite, got {floor}.")
 
     def log_reward(x, cond):
         p = np.asarray(probability(x, cond), np.float64)

@@ -251,8 +251,9 @@ def test_rewards_compose():
 def test_a_probability_becomes_a_log_reward_with_a_floor():
     reward = rewards.from_probability(lambda x, cond: np.asarray([1.0, 0.5, 0.0, 1e-30]), floor=1e-6)
     np.testing.assert_allclose(evaluate(reward, X), np.log([1.0, 0.5, 1e-6, 1e-6]), rtol=1e-6)
-    with pytest.raises(ValueError, match="must be positive, got 0"):
-        rewards.from_probability(lambda x, cond: x, floor=0.0)
+    for floor in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="must be positive and finite, got"):
+            rewards.from_probability(lambda x, cond: x, floor=floor)
     negative = rewards.from_probability(lambda x, cond: np.asarray([1.0, 0.5, -1e-3, -2.0]), floor=1e-6)
     with pytest.raises(RewardError, match=r"-0\.001 for sample 2, and a probability is at least 0"):
         negative(X, None)

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -44,6 +45,7 @@ from experiments.records import write_json
 from experiments.run import prepare
 from experiments.streams import stream
 from rtbjax import certificate
+from rtbjax.sharding import split_cpu
 from rtbjax.train import make_rollout
 
 try:
@@ -116,18 +118,18 @@ def summary(curve: Curve) -> dict[str, Any]:
     }
 
 
-def training_of(name: str, config: ConfigDict, domain: Domain) -> Iterator[PyTree]:
-    return pytorch.training(config, domain) if name == PYTORCH else ours.training(config, domain)
+def training_of(name: str, config: ConfigDict, domain: Domain, mesh: Mesh) -> Iterator[PyTree]:
+    return pytorch.training(config, domain) if name == PYTORCH else ours.training(config, domain, mesh)
 
 
 def measure(name: str, changes: dict[str, Any], seed: int, every: int) -> Iterator[dict[str, Any]]:
     """A run of a row, at every evaluation what is known of it."""
     config = config_of(changes, seed)
-    domain, _ = prepare(config)
+    domain, mesh = prepare(config)
     quality = make_quality(domain, seed)
     curve: Curve = []
     made = {"changes": changes, "cores": len(os.sched_getaffinity(0)), "commit": provenance.commit()}
-    for point in followed(training_of(name, config, domain), quality, every):
+    for point in followed(training_of(name, config, domain, mesh), quality, every):
         curve.append(point)
         yield {
             **made,
@@ -170,6 +172,7 @@ def main() -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     elif "pytorch" in groups:
         parser.error('the group pytorch needs PyTorch, which is not installed (pip install -e ".[torch]").')
+    split_cpu(config_of({}, seed=0).cpu_devices)
     found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     rows = {name: changes for group in groups for name, changes in GROUPS[group].items()}
     for seed in arguments.seeds.split(","):

@@ -34,6 +34,7 @@ import numpy as np
 from benchmarks.steps import floor, ours, shapes
 from experiments import objectives
 from experiments.records import write_json
+from rtbjax.sharding import split_cpu
 
 try:
     import torch
@@ -223,6 +224,7 @@ def main() -> None:
     if arguments.rounds < 1 or arguments.steps < 1:
         parser.error("--rounds and --steps must be at least 1.")
 
+    split_cpu(max(shapes.config_of(name).cpu_devices for name in names))
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
     with tempfile.TemporaryDirectory() as cache:  # Empty, so that first steps are cold.
         jax.config.update("jax_compilation_cache_dir", cache)

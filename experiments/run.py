@@ -51,7 +51,7 @@ from experiments import (
 from experiments.domains.base import Domain, on_mesh, placed
 from experiments.errors import ConfigError, UserError, checking
 from rtbjax.rewards import RewardError
-from rtbjax.sharding import data_mesh
+from rtbjax.sharding import data_mesh, split_cpu
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/NAME.py, or configs/NAME.py:VARIANT; its header says more."
@@ -242,6 +242,7 @@ def start_distributed() -> None:
 def run(_argv) -> None:
     config, workdir, mode = _CONFIG.value, given_workdir(), _MODE.value
     settings.one_of(config, "domain", DOMAINS)
+    split_cpu(config.cpu_devices)
     if config.distributed:
         start_distributed()
     if mode == "train" and (said := header(given_config())) and evaluate.finished(workdir) is None:

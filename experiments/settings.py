@@ -49,6 +49,7 @@ _AT_LEAST = {
         "process.clip_x0",
     ),
     1: (
+        "cpu_devices",
         "fsdp",
         "train.batch_size",
         "train.max_skipped",

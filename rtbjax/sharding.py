@@ -5,6 +5,7 @@ optimizer's moments), are split over ``fsdp`` and repeated along ``data``: of n 
 an n-th of them.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from rtbjax.types import Shard, Trajectory
 
 DATA_AXIS = "data"
 FSDP_AXIS = "fsdp"
+FORCED_DEVICES = "xla_force_host_platform_device_count"  # The flag of XLA.
 MIN_SPLIT = 1024  # Smaller arrays stay whole: gathering them would cost more than they do.
 
 
@@ -33,6 +35,19 @@ def data_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
         raise ValueError(f"fsdp must divide the {num_devices} devices, got {fsdp}.")
     shape, names = (num_devices // fsdp, fsdp), (DATA_AXIS, FSDP_AXIS)
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 2, devices=devices[:num_devices])
+
+
+def split_cpu(num_devices: int) -> None:
+    """Makes so many devices of a CPU, for programs that share its cores badly; call it before JAX computes anything.
+
+    Where ``XLA_FLAGS`` or ``JAX_NUM_CPU_DEVICES`` say how many, it changes nothing; nor are accelerators split.
+
+    Raises:
+      RuntimeError: JAX has computed already.
+    """
+    told = "JAX_NUM_CPU_DEVICES" in os.environ or FORCED_DEVICES in os.environ.get("XLA_FLAGS", "")
+    if num_devices > 1 and not told:
+        jax.config.update("jax_num_cpu_devices", num_devices)
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ def test_a_training_that_is_timed_is_the_run_itself_bit_for_bit(tmp_path):
     small = {"train.steps": 3, "train.batch_size": 80, "behaviour.capacity": 64, "behaviour.warm_accepted": 64}
     config = rows.config_of(small, seed=1)
     domain, mesh = run.prepare(config)
-    *_, last = (jax.device_get(params) for params in ours.training(config, domain))
+    *_, last = (jax.device_get(params) for params in ours.training(config, domain, mesh))
     with loop.Clock() as clock:
         trained = loop.run(config, domain, tmp_path, mesh, clock)
     jax.tree.map(np.testing.assert_array_equal, last, jax.device_get(trained.policy.params))

@@ -44,6 +44,10 @@ def call(*arguments):
             ["--config=configs/gmm.py", "--config.domain=audio"],
             "must be one of gmm, images, inverse, control, stories, text_to_image, got 'audio'",
         ),
+        (
+            ["--config=configs/gmm.py", "--config.eval.batch_size=501"],
+            "eval.batch_size=501 does not divide over 2 devices",
+        ),
         (["--config=configs/gmm.py", "--config.prior.weights=none", "--workdir={tmp}/runs/w"], "no weights file"),
         (["--config=configs/gmm.py", "--mode=evaluate", "--workdir={tmp}/runs/w"], "train it first"),
         (["--config=configs/gmm.py", "--workdir={tmp}/claimed"], "--workdir={tmp}/claimed-2"),

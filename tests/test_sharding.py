@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from oracles import LinearGaussian
 
 import rtbjax
-from rtbjax.sharding import MIN_SPLIT, batch_axes, data_mesh, parameter_shardings, parameter_specs, shards
+from rtbjax.sharding import MIN_SPLIT, batch_axes, data_mesh, parameter_shardings, parameter_specs, shards, split_cpu
 from rtbjax.train import init_state, make_rollout, make_update, optimizer
 from rtbjax.types import Policy
 
@@ -182,3 +182,15 @@ def test_a_mesh_of_ones_own_needs_the_data_axis_only(key):
 def test_what_does_not_divide_the_devices():
     with pytest.raises(ValueError, match="fsdp must divide the 8 devices, got 3"):
         data_mesh(8, 3)
+
+
+def test_a_cpu_is_split_where_nothing_else_says_into_how_many_devices(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.config, "update", lambda *change: asked.append(change))
+    split_cpu(2)
+    assert not asked, "the flags of these tests ask for eight"
+    monkeypatch.delenv("XLA_FLAGS")
+    split_cpu(1)
+    assert not asked
+    split_cpu(2)
+    assert asked == [("jax_num_cpu_devices", 2)]

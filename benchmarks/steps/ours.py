@@ -6,17 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from benchmarks.steps.shapes import condition
+from benchmarks.steps.shapes import condition, mesh_of
 from experiments import objectives, optimizers
 from experiments.domains.base import Domain
 from experiments.proposal import Proposal
 from experiments.streams import stream
 from rtbjax import Policy, log_prob, losses, partition, rollout, train
 from rtbjax.objective import LossInfo
-from rtbjax.sharding import data_mesh
 from rtbjax.train import Objective
 
 Phases = dict[str, Callable[[], Any]]
@@ -46,7 +46,7 @@ def autodiff(config: ConfigDict, domain: Domain, *, checkpointed: bool) -> Objec
 
 def phases(config: ConfigDict, domain: Domain, objective: Objective) -> Phases:
     """The two halves of a step of `experiments.loop`, each blocking until it is done."""
-    mesh, key, optimizer = data_mesh(), jax.random.key(config.seed), optimizers.make(config)
+    mesh, key, optimizer = mesh_of(config), jax.random.key(config.seed), optimizers.make(config)
     update = train.make_update(objective, optimizer, mesh)
     source = Proposal(config, domain, mesh)
     state, buffers = train.init_state(objectives.initial_params(config, domain), optimizer, mesh), source.blank()
@@ -66,12 +66,12 @@ def phases(config: ConfigDict, domain: Domain, objective: Objective) -> Phases:
     return {"rollout": propose, "gradient": learn}
 
 
-def training(config: ConfigDict, domain: Domain) -> Iterator[PyTree]:
+def training(config: ConfigDict, domain: Domain, mesh: Mesh) -> Iterator[PyTree]:
     """The posterior's parameters after each step of a run of `experiments.loop`, which also logs and saves.
 
     Each is for use before the next is asked for.
     """
-    mesh, key, optimizer = data_mesh(), stream(config.seed, "train"), optimizers.make(config)
+    key, optimizer = stream(config.seed, "train"), optimizers.make(config)
     update = train.make_update(objectives.make(config, domain), optimizer, mesh)
     source = Proposal(config, domain, mesh)
     state = train.init_state(objectives.initial_params(config, domain), optimizer, mesh)
@@ -98,6 +98,6 @@ def memory(config: ConfigDict, domain: Domain, objective: Objective) -> dict[str
     state = jax.eval_shape(lambda: train.init_state(objectives.initial_params(config, domain), optimizer))
     paths = jax.eval_shape(lambda: rollout(key, domain.process, domain.prior, domain.posterior, shape=shape, cond=cond))
     paths = paths._replace(log_reward=jax.ShapeDtypeStruct(shape[:1], jnp.float32))
-    update = jax.jit(train.make_update(objective, optimizer, data_mesh()), donate_argnums=0)
+    update = jax.jit(train.make_update(objective, optimizer, mesh_of(config)), donate_argnums=0)
     found = update.lower(state, paths, key).compile().memory_analysis()
     return {"temporary": found.temp_size_in_bytes, "arguments": found.argument_size_in_bytes}

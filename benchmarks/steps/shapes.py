@@ -7,11 +7,14 @@ of the value.
 
 import importlib
 
+import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from numpy import zeros
 
 from experiments.domains.base import Domain, rows
+from rtbjax.sharding import data_mesh
 
 CONFIGS = {
     "gmm": ("gmm", ""),
@@ -33,6 +36,11 @@ def config_of(name: str) -> ConfigDict:
     if name == "control":
         config.posterior.langevin = False
     return config
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+    """The devices that a run of the config would have."""
+    return data_mesh(min(config.cpu_devices, jax.device_count()) if jax.default_backend() == "cpu" else None)
 
 
 def build(config: ConfigDict) -> Domain:

@@ -92,6 +92,17 @@ def test_the_papers_table_is_that_of_the_paper():
     np.testing.assert_allclose([means["RTB"], means["awr"]], [83.04, 76.96], atol=0.05)
 
 
+def test_path_kl_is_of_states_whose_reference_counts():
+    def summary(*states):
+        return {
+            "certificate": {"per_condition": [{"condition": f"state {i}", "path_kl": kl} for i, (_, kl) in states]},
+            "metrics": {"states": {f"state {i}": {"reference_ess": ess} for i, (ess, _) in states}},
+        }
+
+    assert tables.path_kl(summary(*enumerate([(150.0, 0.2), (1.0, -30.0), (100.0, 0.4)]))) == pytest.approx(0.3)
+    assert tables.path_kl(summary((0, (99.0, 0.2)))) is None
+
+
 def test_scores_stand_above_the_papers():
     policy = {"score": 12.34, "interval": (10.0, 14.0), "latency_ms": 0.02}
     values = {"alpha": 0.1, "path_kl": 0.25, "ess": 0.5, "q_minus_prior": 1.0, "q_minus_reference": None}

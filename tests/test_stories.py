@@ -302,6 +302,16 @@ def test_a_reward_of_ones_own_is_told_texts_and_takes_the_place_of_the_language_
     np.testing.assert_allclose(log_r, expected, rtol=1e-6)
 
 
+def test_weights_of_other_stories_are_said_to_be_made_anew_whatever_their_sizes(config, tmp_path):
+    path = tmp_path / "stories.csv"
+    path.write_text(",".join(corpus.COLUMNS) + "\n" + "He ran.,He fell.,It hurt.,A nurse came.,He ran on.\n" * 5)
+    with pytest.raises(
+        weights.WeightsError,
+        match="config.reward.weights: .*another vocabulary; .* made by --mode=pretrain --config.pretrain.what=reward",
+    ):
+        stories.build(changed(config, data__path=str(path), data__test_stories=4, eval__stories=4))
+
+
 @pytest.mark.slow
 def test_infills_are_selected_and_shown_by_a_reward_of_ones_own(config):
     own = changed(config, reward__function=f"{__name__}:a_rope_and_few_words", reward__weights="", eval__stories=2)
@@ -321,7 +331,6 @@ def test_infills_are_selected_and_shown_by_a_reward_of_ones_own(config):
         ({"prior__head": "score"}, ConfigError, "config.prior.head must be one of mdlm, sedd"),
         ({"prior__heads": 3}, ConfigError, "config.prior.width must be a multiple of twice config.prior.heads=3"),
         ({"eval__stories": 101}, ConfigError, "config.eval.stories must be at most config.data.test_stories=100"),
-        ({"data__conditions": 0}, ConfigError, "config.data.conditions must be at least 1, got 0"),
         (
             {"eval__bert_score__baseline": 1.0},
             ConfigError,
@@ -357,6 +366,11 @@ def test_infills_are_selected_and_shown_by_a_reward_of_ones_own(config):
         ({"data__tokenizer": "nowhere"}, DataError, "There is no .*nowhere/vocab.json"),
         ({"prior__width": 8}, weights.WeightsError, "holds other weights than the network expects"),
         ({"prior__head": "sedd"}, weights.WeightsError, "was trained with another head"),
+        (
+            {"reward__weights": "weights/stories_prior.safetensors"},
+            weights.WeightsError,
+            "config.reward.weights: .* was trained with another network; .*pretrain.what=reward",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(changes, error, message, config):
@@ -381,7 +395,7 @@ def test_weights_of_another_vocabulary_of_the_same_size_are_refused(config, file
         out.writelines(f"x{word} .,a .,a .,a .,a .\n" for word in missing)
     path = changed(config, data__path=str(file), data__min_count=1, data__test_stories=4)
     assert corpus.load(path.data, 100).vocabulary.size <= len(grammar.WORDS) + 3
-    with pytest.raises(weights.WeightsError, match="other weights|another vocabulary"):
+    with pytest.raises(weights.WeightsError, match="was trained with another vocabulary"):
         stories.build(path)
 
 

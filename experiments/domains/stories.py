@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments import weights
 from experiments.domains.base import Conditions, Domain, rows
 from experiments.errors import ConfigError
-from experiments.settings import get, no_warm_start, one_of, patience
+from experiments.settings import no_warm_start, one_of, patience
 from experiments.stories import (
     baselines,
     corpus,
@@ -50,16 +50,6 @@ def check(config: ConfigDict) -> None:
             "config.behaviour.noised must be 0 for config.process.reveals=left_to_right: a middle that is no single "
             "closed sentence has probability 0 there."
         )
-    for name in (
-        "data.test_stories",
-        "data.stories",
-        "data.conditions",
-        "data.min_count",
-        "eval.stories",
-        "eval.best_of",
-    ):
-        if get(config, name) < 1:
-            raise ConfigError(f"config.{name} must be at least 1, got {get(config, name)}.")
     baseline = config.eval.bert_score.baseline
     if not 0.0 <= baseline < 1.0:
         raise ConfigError(f"config.eval.bert_score.baseline must be at least 0 and below 1, got {baseline}.")

@@ -32,6 +32,11 @@ model may be the reward (a run with another number of steps says which):
     P="--config.prior.weights=kuleshov-group/mdlm-owt --config.reward.model=gpt2 --config.reward.weights="
     python experiments/run.py --config=configs/stories.py $D $P
 
+In place of log p(ending | beginning, middle), log r is what a function of yours says (docs/stories.md), any Python
+function (beginnings, infills, endings) -> log r of lists of texts:
+
+    python experiments/run.py --config=configs/stories.py --config.reward.function=module:function
+
 Expected: verdict consistent, path-KL below 0.1 nats, ESS about 90 %; see docs/results/stories.md. On one free core
 training takes two minutes, and a seed of the table five.
 """
@@ -54,7 +59,10 @@ def get_config(variant: str = ""):
     # A file made by --mode=pretrain, of these sizes; or a folder or hub id of SEDD or MDLM, whose own sizes count.
     config.prior = {"weights": "weights/stories_prior.safetensors", "head": "mdlm"} | network  # mdlm | sedd
     config.reward.weights = "weights/stories_reward.safetensors"
-    config.reward.model = ""  # Folder or hub id of a causal language model of Hugging Face, in place of the weights.
+    # In place of the weights' log p(ending | beginning, middle): that of a causal language model of Hugging Face, a
+    # folder or a hub id; or what a Python function says, module:name.
+    config.reward.model = ""
+    config.reward.function = ""
     config.reward.update(network)
     # Models that learned p(z | x, y) from data, as yardsticks: weights made by --mode=pretrain, or "" for none.
     config.baselines = {"supervised": "", "supervised_autoregressive": ""}

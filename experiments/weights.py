@@ -59,9 +59,7 @@ def load(path: Path, like: PyTree) -> PyTree:
     Raises:
       WeightsError: the file is missing or corrupt, its names or shapes differ, or not all of its numbers are finite.
     """
-    if not path.is_file():
-        hint = " That is a folder; a finished run's weights are its final_params.safetensors." if path.is_dir() else ""
-        raise WeightsError(f"There is no weights file {path}.{hint}")
+    _check_there(path)
     try:
         flat = safetensors.numpy.load_file(path)
     except Exception as error:  # Of many kinds, and none of them is about anything but the file.
@@ -82,6 +80,12 @@ def load(path: Path, like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        hint = " That is a folder; a finished run's weights are its final_params.safetensors." if path.is_dir() else ""
+        raise WeightsError(f"There is no weights file {path}.{hint}")
+
+
 def keep_out_of_programs(params: PyTree) -> None:
     """From `MANY` parameters on, what a program closes over becomes its argument instead of a constant in it."""
     if sum(leaf.size for leaf in jax.tree.leaves(params)) > MANY:
@@ -94,6 +98,7 @@ def metadata(path: Path) -> dict:
     Raises:
       WeightsError: the file is missing or corrupt, or says nothing that can be read.
     """
+    _check_there(path)
     try:
         with safetensors.safe_open(path, "numpy") as file:
             return dict(json.loads((file.metadata() or {}).get("rtbjax", "{}")))

@@ -66,6 +66,17 @@ def test_the_first_stories_are_held_out_and_their_lengths_say_nothing(file):
     assert found.train_tokens.after[0].tolist()[-5:] == [*known.encode("."), known.end, known.pad, known.pad, known.pad]
 
 
+def test_a_file_is_described_as_it_is_loaded(file, capsys):
+    with file.open("a", newline="") as out:
+        csv.writer(out).writerow(["id3", "told again", *STORIES[1]])
+    corpus.load(data(path=str(file)), count=10)
+    # Of 12 + 6 + 5 and 14 + 6 + 8 words, marks and ends, the first story has 12 that no story to train on has.
+    assert capsys.readouterr().out == (
+        "stories.csv: 2 stories held out and 2 to train on; the longest beginning, middle and ending have 14, 6 and 8 "
+        "tokens; 23.5% of the held-out words are unknown; 1 of the held-out stories are also among those to train on.\n"
+    )
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -73,6 +84,10 @@ def test_the_first_stories_are_held_out_and_their_lengths_say_nothing(file):
         ("", "it has nothing"),
         (",".join(corpus.COLUMNS[1:]) + "\n", "it has sentence2, sentence3, sentence4, sentence5"),
         (",".join(corpus.COLUMNS) + "\n1,2,3,4\n", "story 1 has fewer than five sentences"),
+        (
+            ",".join(corpus.COLUMNS) + '\n"a, b",c,d,e,f\na, b,c,d,e,f\n',
+            "story 2 has more fields than the file has columns; a sentence with a comma must stand in quotation marks",
+        ),
     ],
 )
 def test_another_file_is_one_sentence_that_names_the_columns(text, message, tmp_path):

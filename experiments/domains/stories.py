@@ -1,9 +1,10 @@
-"""Story infilling: the middle z of a story from p(z | x) p(y | x, z)^beta, given its beginning x and ending y.
+"""Story infilling: the middle z of a story from p(z | x) r(z)^beta, given its beginning x and ending y.
 
-The prior p(z | x) is a masked diffusion trained on beginnings and middles alone, the reward a causal language model's
-likelihood of the ending. Every story is a condition with a posterior of its own, and the posterior's network sees both
-x and y. An infill fills a slot that is as long as the longest middle, padded at will. Written from left to right, the
-prior is the reward's language model itself, and RTB what is called GFlowNet fine-tuning.
+The prior p(z | x) is a masked diffusion trained on beginnings and middles alone, the reward r a causal language model's
+likelihood of the ending, p(y | x, z), or a function of one's own. Every story is a condition with a posterior of its
+own, and the posterior's network sees both x and y. An infill fills a slot that is as long as the longest middle, padded
+at will. Written from left to right, the prior is the reward's language model itself, and RTB what is called GFlowNet
+fine-tuning.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments import weights
 from experiments.domains.base import Conditions, Domain, rows
 from experiments.errors import ConfigError
-from experiments.settings import get, no_warm_start, one_of
+from experiments.settings import no_warm_start, one_of, patience
 from experiments.stories import (
     baselines,
     corpus,
@@ -33,7 +34,7 @@ from experiments.stories.corpus import Corpus, Tokens
 from experiments.stories.evaluation import Evaluation
 from experiments.stories.priors import Prior
 from experiments.streams import stream
-from rtbjax import Policy, Process, RewardFn, absorbing, left_to_right, one_by_one, posterior
+from rtbjax import Policy, Process, RewardFn, absorbing, left_to_right, one_by_one, posterior, rewards
 from rtbjax.schedules import linear_mask_rate, loglinear_mask_rate
 
 
@@ -49,16 +50,6 @@ def check(config: ConfigDict) -> None:
             "config.behaviour.noised must be 0 for config.process.reveals=left_to_right: a middle that is no single "
             "closed sentence has probability 0 there."
         )
-    for name in (
-        "data.test_stories",
-        "data.stories",
-        "data.conditions",
-        "data.min_count",
-        "eval.stories",
-        "eval.best_of",
-    ):
-        if get(config, name) < 1:
-            raise ConfigError(f"config.{name} must be at least 1, got {get(config, name)}.")
     baseline = config.eval.bert_score.baseline
     if not 0.0 <= baseline < 1.0:
         raise ConfigError(f"config.eval.bert_score.baseline must be at least 0 and below 1, got {baseline}.")
@@ -69,6 +60,11 @@ def check(config: ConfigDict) -> None:
                 f"config.{section}.width must be a multiple of twice config.{section}.heads={sizes.heads}, "
                 f"and depth at least 1, got {sizes.width} and {sizes.depth}."
             )
+    if config.reward.function and config.reward.model:
+        raise ConfigError(
+            "config.reward.function and config.reward.model must not both be given: log r is of one of them, got "
+            f"{config.reward.function!r} and {config.reward.model!r}."
+        )
     if config.eval.stories > config.data.test_stories:
         raise ConfigError(
             f"config.eval.stories must be at most config.data.test_stories={config.data.test_stories}, "
@@ -120,15 +116,26 @@ def make_process(config: ConfigDict, found: Corpus) -> Process:
     return left_to_right(length, size) if config.process.reveals == "left_to_right" else one_by_one(length, size)
 
 
+def on_host(config: ConfigDict) -> bool:
+    """Whether the reward is not in JAX."""
+    return bool(config.reward.function or config.reward.model)
+
+
 def load_reward(config: ConfigDict, found: Corpus, params: PyTree | None) -> tuple[RewardFn, Any]:
-    """log p(y | x, z), ``(z[B, L], cond) -> f32[B]``, and what changes with it: of a model, or of our own's weights.
+    """log r, ``(z[B, L], cond) -> f32[B]``, and what changes with it.
+
+    That is what a function says, or log p(y | x, z) by a hosted model or by our own, whose weights are ``params``.
 
     Raises:
-      UserError: the model cannot be loaded.
+      UserError: the function or the model cannot be loaded.
     """
-    if config.reward.model:
-        model = hosted.HostedLanguageModel(config.reward.model, found.vocabulary)
-        return model.log_reward, model.fingerprint
+    if on_host(config):
+        reward = (
+            hosted.NamedFunction(config.reward.function, found.vocabulary)
+            if config.reward.function
+            else hosted.HostedLanguageModel(config.reward.model, found.vocabulary)
+        )
+        return reward.log_reward, reward.fingerprint
     net, pad = networks.causal(config, found), found.vocabulary.pad
 
     def log_reward(z, cond):
@@ -153,10 +160,10 @@ def build(config: ConfigDict) -> Domain:
       UserError: see `load_reward`.
     """
     check(config)
-    if not config.reward.weights and (not config.reward.model or config.process.reveals == "left_to_right"):
+    if not config.reward.weights and (not on_host(config) or config.process.reveals == "left_to_right"):
         raise ConfigError(
             "config.reward.weights must name the weights of a language model: without them there is no prior from left "
-            "to right, and no reward but that of config.reward.model."
+            "to right, and no reward but that of config.reward.model or config.reward.function."
         )
     found = corpus.load(config.data, config.data.conditions)
     causal_params = networks.load(config, "reward", found) if config.reward.weights else None
@@ -173,7 +180,7 @@ def build(config: ConfigDict) -> Domain:
 
     def log_reward_of(z, number):
         cond = rows(conditions.evaluated, np.full(len(z), number))
-        return np.asarray(log_reward(jnp.asarray(z), cond), np.float64)
+        return rewards.evaluate(log_reward, jnp.asarray(z), cond, **patience(config)).astype(np.float64)
 
     process = make_process(config, found)
     evaluation = Evaluation(
@@ -186,11 +193,11 @@ def build(config: ConfigDict) -> Domain:
             process,
             prior,
             causal_params,
-            hosted.traced(log_reward) if config.reward.model else log_reward,
+            hosted.traced(log_reward) if on_host(config) else log_reward,
             conditions.evaluated,
         ),
         likeness.make(config, found.vocabulary, causal_params),
-        grammar=not config.data.path,
+        grammar=not config.data.path and not config.reward.function,
         seed=config.seed,
     )
     return Domain(
@@ -202,7 +209,7 @@ def build(config: ConfigDict) -> Domain:
         posterior=make_posterior(config, prior, stream(config.seed, "posterior")),
         log_reward=log_reward,
         # A probability; of long endings, or by a model of other texts, it is too small for rejection.
-        log_bound=None if config.data.path or config.reward.model else 0.0,
+        log_bound=None if config.data.path or on_host(config) else 0.0,
         fingerprint=weights.fingerprint(
             prior.policy.params, reward, config.process.to_dict(), config.prior.head, conditions.evaluated
         ),

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import data, hosts, weights
+from experiments import data, functions, hosts, weights
 from experiments.domains.base import Domain, named
 from experiments.errors import ConfigError, checking
 from experiments.settings import PRECISIONS, data_unread, get, no_warm_start, one_of, other_precision
@@ -193,7 +193,7 @@ def build(config: ConfigDict) -> Domain:
             config.process.to_dict(),
             config.prior.guidance,
             config.reward.terms.to_dict(),
-            config.reward.function,
+            functions.fingerprint(config.reward.function if config.reward.terms.function else ""),
             *(one.fingerprint for one in on_host.values()),
             list(asked),
             *other_precision(config),

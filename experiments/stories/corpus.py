@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from experiments import hosts
 from experiments.data import DataError
 from experiments.stories import grammar
 from experiments.stories.words import Bytes, Vocabulary, Words, padded
@@ -82,14 +83,31 @@ def load(data: ConfigDict, count: int) -> Corpus:
         vocabulary = Words(grammar.WORDS)
     slots = lengths(encode(longest, vocabulary))
     tokens = [in_slots(encode(stories, vocabulary), slots, vocabulary.pad) for stories in (test, train[:count])]
-    return Corpus(vocabulary, test, tokens[0], tokens[1], source)
+    found = Corpus(vocabulary, test, tokens[0], tokens[1], source)
+    if data.path:
+        hosts.say(described(found, repeated=len(set(test) & set(train))))
+    return found
+
+
+def described(found: Corpus, repeated: int) -> str:
+    """What a reader of a file of their own wants to know of it; ``repeated``: held-out stories that are trained on."""
+    before, middle, after = (slot.shape[1] for slot in found.train_tokens)
+    said = (
+        f"{found.source}: {len(found.test)} stories held out and {len(found.train_tokens.middle)} to train on; the "
+        f"longest beginning, middle and ending have {before}, {middle} and {after} tokens"
+    )
+    if isinstance(found.vocabulary, Words):
+        tokens = np.concatenate([slot.ravel() for slot in found.test_tokens])
+        unknown = np.mean(tokens[tokens != found.vocabulary.pad] == found.vocabulary.unknown)
+        said += f"; {unknown:.1%} of the held-out words are unknown"
+    return said + (f"; {repeated} of the held-out stories are also among those to train on." if repeated else ".")
 
 
 def read(path: Path) -> list[Story]:
     """The stories of a ROCStories file: CSV with the columns sentence1 to sentence5.
 
     Raises:
-      DataError: no such file, other columns, a sentence that is missing, or no story.
+      DataError: no such file, other columns, a sentence that is missing, or a field too many.
     """
     if not path.is_file():
         raise DataError(f"There is no data file {path}: stories are read from a CSV file with columns {_columns()}.")
@@ -103,6 +121,13 @@ def read(path: Path) -> list[Story]:
     if missing:
         found = ", ".join(columns) or "nothing"
         raise DataError(f"{path} must be a CSV file with columns {_columns()}; it has {found}.")
+    # DictReader puts what has no column under None.
+    shifted = next((number for number, row in enumerate(rows, start=1) if None in row), None)
+    if shifted is not None:
+        raise DataError(
+            f"{path}: story {shifted} has more fields than the file has columns; a sentence with a comma must stand in "
+            "quotation marks."
+        )
     stories = [tuple((row[column] or "").strip() for column in COLUMNS) for row in rows]
     empty = next((number for number, story in enumerate(stories, start=1) if not all(story)), None)
     if empty is not None:

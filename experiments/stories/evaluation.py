@@ -45,7 +45,7 @@ class Evaluation:
           log_reward: log r of infills of a story, by its number.
           baselines: sets of so many infills of each story, by name.
           likenesses: to the reference, beside BLEU and GLEU, by name.
-          grammar: whether the stories are the grammar's.
+          grammar: whether the stories are the grammar's and their target is its p(z | x, y).
           seed: of exact samples.
         """
         self._stories, self._vocabulary, self._log_reward = stories, vocabulary, log_reward
@@ -61,8 +61,8 @@ class Evaluation:
 
         ``log_reward``; ``bleu``, ``gleu`` against the reference and ``self_bleu`` of a story's first 20 infills, these
         three null without nltk; the likenesses to the reference; ``distinct_1``, ``distinct_2`` of a story's infills.
-        For the grammar's stories, also of exact samples of p(z | x, y) as the set ``grammar``: ``event_tv``, the total
-        variation from p(z | x, y) over event slots; ``no_event``, the share of infills that tell none;
+        Where the grammar knows the target, also of exact samples of p(z | x, y) as the set ``grammar``: ``event_tv``,
+        the total variation from p(z | x, y) over event slots; ``no_event``, the share of infills that tell none;
         ``event_tv_to_exact``, the total variation from a set of exact samples of the run's own target.
         """
         samples = samples | self._baselines(samples["rtb"].shape[1])

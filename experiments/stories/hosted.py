@@ -1,7 +1,8 @@
-"""Any causal language model of Hugging Face as the reward, asked on the host: log p(ending | beginning, middle).
+"""Rewards of texts, asked on the host: a causal language model of Hugging Face, or a function of one's own.
 
-The run's tokens are turned into text and that into the model's own tokens, prompt and ending each by itself and then
-joined: the ending's tokens are the same whatever comes before them, and log r is the sum over these alone.
+The former is log p(ending | beginning, middle). The run's tokens are turned into text and that into the model's own
+tokens, prompt and ending each by itself and then joined: the ending's tokens are the same whatever comes before them,
+and log r is the sum over these alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments import hugging_face
+from experiments import functions, hugging_face
 from experiments.stories.words import Vocabulary
 
 AT_ONCE = 16  # Texts in a forward pass: their logits over GPT-2's vocabulary fill a quarter of a gigabyte.
@@ -45,9 +46,9 @@ class HostedLanguageModel:
 
     def log_reward(self, z: Array, cond: dict[str, Array]) -> Float[np.ndarray, " B"]:
         """log p(y | x, z) of infills in their stories, on the host."""
-        said = [[self._vocabulary.decode(row) for row in np.asarray(a)] for a in (cond["before"], z, cond["after"])]
-        prompts = [f"{beginning} {middle}".strip() for beginning, middle in zip(*said[:2], strict=True)]
-        return self.log_likelihood(prompts, [f" {ending}" for ending in said[2]])
+        beginnings, middles, endings = texts(self._vocabulary, z, cond)
+        prompts = [f"{beginning} {middle}".strip() for beginning, middle in zip(beginnings, middles, strict=True)]
+        return self.log_likelihood(prompts, [f" {ending}" for ending in endings])
 
     def log_likelihood(self, prompts: Sequence[str], endings: Sequence[str]) -> Float[np.ndarray, " B"]:
         """log p(ending | prompt) of each pair, summed over the tokens of the ending; nats.
@@ -84,6 +85,37 @@ class HostedLanguageModel:
             law = self._network(input_ids=tokens, attention_mask=text).logits[:, :-1].float().log_softmax(-1)
             found = law.gather(-1, tokens[:, 1:, None])[..., 0]
             return torch.where(asked[:, 1:] == 1, found, 0.0).sum(1).cpu().numpy()
+
+
+class NamedFunction:
+    """Attributes:
+    fingerprint: see `functions.fingerprint`.
+    """
+
+    def __init__(self, function: str, vocabulary: Vocabulary):
+        """Imports a Python function ``(beginnings, infills, endings) -> log r`` of lists of B texts.
+
+        Args:
+          function: as ``module:function``.
+          vocabulary: of the run's tokens.
+
+        Raises:
+          ConfigError: see `functions.load`.
+        """
+        self._function, self._vocabulary = functions.load("reward.function", function), vocabulary
+        self.fingerprint = functions.fingerprint(function)
+
+    def log_reward(self, z: Array, cond: dict[str, Array]) -> Any:
+        """What the function says of infills in their stories."""
+        return self._function(*texts(self._vocabulary, z, cond))
+
+
+def texts(vocabulary: Vocabulary, z: Array, cond: dict[str, Array]) -> tuple[list[str], list[str], list[str]]:
+    """Beginnings, infills and endings of B stories, without their padding."""
+    beginnings, infills, endings = (
+        [vocabulary.decode(row) for row in np.asarray(a)] for a in (cond["before"], z, cond["after"])
+    )
+    return beginnings, infills, endings
 
 
 def traced(log_reward: Callable[[Any, Any], np.ndarray]) -> Callable[[Array, Any], Array]:

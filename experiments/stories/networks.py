@@ -43,24 +43,23 @@ def load(config: ConfigDict, what: str, found: Corpus) -> PyTree:
     Raises:
       WeightsError: they cannot be read, or are of other sizes, another vocabulary or another head.
     """
+    path = weights.locate(get(config, FIELDS[what]))
+    notes = weights.metadata(path)
+    for name, here in notes_of(config, what, found).items():  # Before the sizes, which follow from them.
+        if notes.get(name) != here:
+            raise weights.WeightsError(
+                f"config.{FIELDS[what]}: {path} was trained with another {name}; weights for this config are made by "
+                f"--mode=pretrain --config.pretrain.what={what}."
+            )
     init = (
         partial(infilling_prior.init, masked(config, found))
         if what in MASKED
         else partial(language_model.init, causal(config, found))
     )
-    path = weights.locate(get(config, FIELDS[what]))
-    params = weights.load(path, jax.eval_shape(init, jax.random.key(0)))
-    notes = weights.metadata(path)
-    for name, here in notes_of(config, what, found).items():
-        if notes.get(name) != here:
-            raise weights.WeightsError(
-                f"{path} was trained with another {name}: make it anew by --mode=pretrain "
-                f"--config.pretrain.what={what}."
-            )
-    return jax.tree.map(jnp.asarray, params)
+    return jax.tree.map(jnp.asarray, weights.load(path, jax.eval_shape(init, jax.random.key(0))))
 
 
 def notes_of(config: ConfigDict, what: str, found: Corpus) -> dict[str, str]:
     """What weights must agree with beside their shapes."""
-    notes = {"vocabulary": weights.fingerprint(found.vocabulary.name), "network": what}
+    notes = {"network": what, "vocabulary": weights.fingerprint(found.vocabulary.name)}
     return notes | ({"head": config.prior.head} if what in MASKED else {})

@@ -1,6 +1,5 @@
 """Rewards of pictures that were asked for by a text."""
 
-import importlib
 import io
 from collections.abc import Callable, Sequence
 
@@ -10,7 +9,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Float, Int
 
-from experiments.errors import ConfigError
+from experiments import functions
 from experiments.text_to_image import captions, contrastive
 from experiments.text_to_image.contrastive import Contrastive
 
@@ -58,17 +57,9 @@ def named(function: str, prompts: Sequence[str]) -> PictureReward:
       prompts: those that places stand for.
 
     Raises:
-      ConfigError: there is no such function.
+      ConfigError: see `functions.load`.
     """
-    module, _, name = function.partition(":")
-    try:
-        score = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"config.reward.function must be 'module:function' that can be imported, got {function!r} ({error})."
-        ) from error
-    if not callable(score):
-        raise ConfigError(f"config.reward.function={function!r} is a {type(score).__name__}, not a function.")
+    score = functions.load("reward.function", function)
 
     def reward(x, asked):
         return np.asarray(score(to_unit(x), [prompts[place] for place in asked]), np.float32)

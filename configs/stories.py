@@ -32,7 +32,7 @@ model may be the reward (a run with another number of steps says which):
     P="--config.prior.weights=kuleshov-group/mdlm-owt --config.reward.model=gpt2 --config.reward.weights="
     python experiments/run.py --config=configs/stories.py $D $P
 
-In place of log p(ending | beginning, middle), log r is what a function of yours says (docs/stories.md), any Python
+In place of log p(ending | beginning, middle), log r is what a function of yours says (docs/howto/reward.md), any Python
 function (beginnings, infills, endings) -> log r of lists of texts:
 
     python experiments/run.py --config=configs/stories.py --config.reward.function=module:function

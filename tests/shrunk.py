@@ -86,9 +86,13 @@ def latest_step(workdir: Path) -> int | None:
 
 def last_checkpoint(workdir: Path) -> dict[str, np.ndarray]:
     """Everything in the newest checkpoint but the seconds, and so the hash, by name."""
-    manager = ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=ocp.CheckpointManagerOptions())
-    wanted = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore()})
-    tree = manager.restore(manager.latest_step(), args=wanted)[ITEM]["tree"]
+    folder, handlers = (workdir / "checkpoints").resolve(), {ITEM: ocp.PyTreeCheckpointHandler()}
+    manager = ocp.CheckpointManager(folder, item_handlers=handlers, item_names=(ITEM,))
+    step = manager.latest_step()
+    # As NumPy: the run may have had other devices than the tests.
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), manager.item_metadata(step)[ITEM].tree)
+    wanted = ocp.args.Composite(**{ITEM: ocp.args.PyTreeRestore(restore_args=on_host)})
+    tree = manager.restore(step, args=wanted)[ITEM]["tree"]
     manager.close()
     leaves = jax.tree.leaves_with_path(tree)
     return {name: np.asarray(leaf) for path, leaf in leaves if (name := jax.tree_util.keystr(path)) != "['seconds']"}

@@ -12,7 +12,7 @@ import hypothesis
 import jax
 import pytest
 
-# Runs and processes of one session share what they compiled.
+# The tests of a run, and its processes, share what they compile.
 CACHE = os.environ.setdefault("RTBJAX_TEST_CACHE", tempfile.mkdtemp(prefix="rtbjax-xla-"))
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

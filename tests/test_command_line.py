@@ -108,7 +108,7 @@ def test_an_ill_typed_field_is_named_with_its_value_and_what_is_allowed(said, se
 @pytest.mark.parametrize(
     "given, said",
     [
-        ("configs/gmm.py", "about 5 minutes on two cores"),
+        ("configs/gmm.py", "two and a half minutes on two cores"),
         ("configs/gmm.py:smoke", "the whole path in about a minute"),
         (f"{REPOSITORY}/configs/gmm.py:smoke", "the whole path in about a minute"),
         ("configs/mnist.py:value", None),  # Only beside --mode=pretrain.

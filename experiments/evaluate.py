@@ -139,6 +139,7 @@ def uncertified(selected: selection.Selected, known: Exact, why: str) -> dict[st
         "log_z_reference": reference.log_z,
         "log_z_reference_ci": reference.interval,
         "log_z_reference_source": reference.source,
+        "log_z_reference_pareto_k": reference.pareto_k,
         "reason": why,
     }
 

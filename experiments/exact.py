@@ -129,7 +129,7 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     none = np.zeros((0, *domain.event_shape), domain.dtype)
     samples = np.stack([np.concatenate(parts)[:count] if parts else none for parts in kept])
     samples = samples.astype(storage(domain)).astype(domain.dtype)  # As they will be read.
-    estimates = [from_prior(np.concatenate(parts), beta) for parts in log_rewards]
+    estimates = [from_prior(np.concatenate(parts), beta, log_bound=domain.log_bound) for parts in log_rewards]
     if domain.log_bound is not None and domain.conditions is not None:
         # Each took another number; their mean has one source.
         estimates = [estimate._replace(source="the prior samples that rejection took") for estimate in estimates]
@@ -154,19 +154,20 @@ def _write(path: Path, exact: Exact, domain: Domain) -> None:
             samples=domain.shown(exact.samples.astype(storage(domain))),
             log_z=domain.shown(log_z),
             source=domain.shown(np.array([e.source for e in exact.log_z])),
+            pareto_k=domain.shown(np.array([e.pareto_k for e in exact.log_z], np.float64)),  # NaN for None.
         )
 
 
 def _read(path: Path, count: int, domain: Domain) -> Exact:
     """Raises an error of any kind unless the file holds what `_write` would write now."""
     with np.load(path, allow_pickle=False) as file:
-        samples, log_z, source = (file[name] for name in ("samples", "log_z", "source"))
-    if domain.conditions is None:
-        samples, log_z, source = samples[None], log_z[None], source[None]
+        parts = [file[name] for name in ("samples", "log_z", "source", "pareto_k")]
+    samples, log_z, source, tail = (part[None] for part in parts) if domain.conditions is None else parts
     shape = (domain.asked, 0 if domain.log_bound is None else count, *domain.event_shape)
     if samples.shape != shape or samples.dtype != storage(domain) or not np.isfinite(samples).all():
         raise ValueError(f"it holds {samples.dtype} samples of shape {samples.shape}")
     estimates = tuple(
-        Estimate(float(z), (float(low), float(high)), str(s)) for (z, low, high), s in zip(log_z, source, strict=True)
+        Estimate(float(z), (float(low), float(high)), str(s), None if np.isnan(k) else float(k))
+        for (z, low, high), s, k in zip(log_z, source, tail, strict=True)
     )
     return Exact(samples.astype(domain.dtype), estimates)

@@ -17,6 +17,7 @@ _REASONS = {
     "path_kl": "no reference log Z is known",
     "eubo": "r has no declared bound, or no prior path was accepted",
     "pareto_k": "too few paths, or too few different weights, to have a tail",
+    "log_z_reference_pareto_k": "no reference, or one that no tail can mislead",
     "compile": "the run was not timed",
     "first_step": "the last sitting took no training step",
     "train": "the run was not timed",
@@ -64,6 +65,7 @@ def of_certificate(certificate: dict[str, Any]) -> Iterator[Html]:
                     *_if_known(c, "log_z_is", "the log of the mean of their estimates"),
                 ),
                 ("log Z, by the reference", *_estimate(c, "log_z_reference"), f"by {c['log_z_reference_source']}"),
+                _reference_tail(c),
             ]
         )
         return
@@ -96,6 +98,7 @@ def of_certificate(certificate: dict[str, Any]) -> Iterator[Html]:
                 "Pareto k",
                 *_one(c, "pareto_k", f"tail index of the weights; above {MAX_PARETO_K} they cannot be trusted"),
             ),
+            _reference_tail(c),
         ]
     )
     if each := c.get("per_condition"):
@@ -105,6 +108,11 @@ def of_certificate(certificate: dict[str, Any]) -> Iterator[Html]:
         yield tag("p", f"The numbers above are means over {len(each)} conditions. Their verdicts: {verdicts}.")
         # What is looked for comes first: the table is wider than most screens.
         yield _by_condition([{"verdict": one["verdict"]} | one for one in each], "certificate.per_condition")
+
+
+def _reference_tail(certificate: dict[str, Any]) -> tuple[Any, ...]:
+    words = f"tail index of the rewards behind it; above {MAX_PARETO_K} it is most often too low"
+    return ("Pareto k of the reference", *_one(certificate, "log_z_reference_pareto_k", words))
 
 
 def _one(certificate: dict[str, Any], name: str, words: str) -> Iterator[Any]:

@@ -102,9 +102,9 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
     update = train.make_update(objectives.make(config, domain), optimizer, mesh, log_z_limit=config.train.log_z_limit)
     parity_of = parity.checker(domain)
     source = Proposal(config, domain, mesh)
-    state = train.init_state(objectives.initial_params(config, domain), optimizer, mesh)
+    state = train.init_state(started(config, domain), optimizer, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-    started = time.monotonic()
+    began = time.monotonic()
 
     blank = {"state": state, "buffers": source.blank(), "seconds": np.float64(0.0)}
     found = checkpoints.restore(blank)
@@ -118,14 +118,14 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             state = train.init_state(state.params | {"policy": policy}, optimizer, mesh)
         buffers = source.init(stream(config.seed, "gather"))
         if steers:  # What took long is not done, and its time not forgotten, twice.
-            checkpoints.save(0, {"state": state, "buffers": buffers, "seconds": np.float64(time.monotonic() - started)})
+            checkpoints.save(0, {"state": state, "buffers": buffers, "seconds": np.float64(time.monotonic() - began)})
     else:
         first, saved = found
         state, buffers, earlier = saved["state"], saved["buffers"], float(saved["seconds"])
         hosts.say(f"Resuming {workdir} at step {first} of {steps}.")
 
     def spent() -> float:
-        return earlier + time.monotonic() - started
+        return earlier + time.monotonic() - began
 
     def save(done: int) -> None:
         if checkpoints.latest() == done:
@@ -260,18 +260,19 @@ def restore(config: ConfigDict, domain: Domain, workdir: Path) -> Policy:
       CheckpointError: the run has not finished.
       experiments.weights.WeightsError: its parameters cannot be read.
     """
-    return _loaded(final_params(workdir), config, domain)
+    params: Any = weights.load(final_params(workdir), objectives.initial_params(config, domain))
+    return domain.posterior.replace(params=params["policy"])
 
 
-def started(config: ConfigDict, domain: Domain) -> Policy:
-    """The posterior at its start, with the parameters of ``posterior.start``.
+def started(config: ConfigDict, domain: Domain) -> PyTree:
+    """What a run trains, at its start: the parameters of ``posterior.start`` where there is one, log Z included.
+
+    A log Z that only the other run learned is left out; one that only this run learns starts as it would without.
 
     Raises:
       experiments.weights.WeightsError: they cannot be read.
     """
-    return _loaded(weights.locate(config.posterior.start), config, domain)
-
-
-def _loaded(path: Path, config: ConfigDict, domain: Domain) -> Policy:
-    params: Any = weights.load(path, objectives.initial_params(config, domain))
-    return domain.posterior.replace(params=params["policy"])
+    params = objectives.initial_params(config, domain)
+    if not config.posterior.start:
+        return params
+    return weights.load(weights.locate(config.posterior.start), params, optional="log_z")

@@ -39,7 +39,6 @@ from experiments import (
     exact,
     hosts,
     loop,
-    objectives,
     proposal,
     provenance,
     records,
@@ -136,9 +135,8 @@ def prepare(config: ConfigDict) -> tuple[Domain, Mesh]:
         domain = dataclasses.replace(domain, patience=settings.patience(config))
         proposal.check(config, domain)
         selection.check(config, domain)
-        if config.posterior.start:
-            domain = dataclasses.replace(domain, posterior=loop.started(config, domain))
-        objectives.initial_params(config, domain)  # A conditional log Z, where it is asked for, exists.
+        params = loop.started(config, domain)  # Also checks that a conditional log Z, if asked for, exists.
+        domain = dataclasses.replace(domain, posterior=domain.posterior.replace(params=params["policy"]))
     return placed(domain, mesh), mesh
 
 

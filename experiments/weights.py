@@ -53,8 +53,13 @@ def abstract_params(module: nn.Module, *inputs: Array) -> PyTree:
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
-def load(path: Path, like: PyTree) -> PyTree:
+def load(path: Path, like: PyTree, *, optional: str = "") -> PyTree:
     """Reads weights that must have the names and shapes of ``like`` (arrays or ``ShapeDtypeStruct``); float32.
+
+    Args:
+      path: a safetensors file.
+      like: what is wanted.
+      optional: an entry of ``like`` that one of the two may lack: what the file lacks of it is left as it is.
 
     Raises:
       WeightsError: the file is missing or corrupt, its names or shapes differ, or not all of its numbers are finite.
@@ -64,7 +69,12 @@ def load(path: Path, like: PyTree) -> PyTree:
         flat = safetensors.numpy.load_file(path)
     except Exception as error:  # Of many kinds, and none of them is about anything but the file.
         raise WeightsError(f"{path} is not a readable safetensors file: {error}.") from error
-    expected = {name: tuple(leaf.shape) for name, leaf in _names(like).items()}
+    wanted = _names(like)
+    if optional:
+        lacked = {name for name in wanted.keys() ^ flat.keys() if name.split("/")[0] == optional}
+        flat = {name: leaf for name, leaf in flat.items() if name not in lacked}
+        flat |= {name: leaf for name, leaf in wanted.items() if name in lacked}
+    expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
     found = {name: tuple(leaf.shape) for name, leaf in flat.items()}
     if found != expected:
         different = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))

@@ -55,9 +55,9 @@ VERDICTS = {
         "train with off-policy paths: accepted, noised or replayed ones",
     ),
     "unreliable": Verdict(
-        f"fewer than {MIN_PATHS} paths, heavy-tailed weights, an interval wider than {MAX_INTERVAL} nats, "
-        "or a reference that is too low",
-        "train longer, or take more paths",
+        f"fewer than {MIN_PATHS} paths, an interval wider than {MAX_INTERVAL} nats, heavy-tailed weights, of the paths "
+        "or of the reference, or a reference that is too low",
+        "train longer, or take more paths; where it is the reference, more prior samples or another one",
     ),
     "coverage_unchecked": Verdict(
         "no reference log Z is known, so modes that are never sampled would go unnoticed",
@@ -67,11 +67,24 @@ VERDICTS = {
 
 
 class Estimate(NamedTuple):
-    """A log Z with its 95 % interval and where it came from."""
+    """A log Z, and how far it can be trusted.
+
+    Attributes:
+      log_z: in nats.
+      interval: 95 %.
+      source: where it came from.
+      pareto_k: tail index of the weights it is the mean of; None if they have no tail, or none that matters.
+    """
 
     log_z: float
     interval: tuple[float, float]
     source: str
+    pareto_k: float | None = None
+
+    @property
+    def heavy(self) -> bool:
+        """Whether its weights say that no interval holds: the largest ones may not have been seen yet."""
+        return self.pareto_k is not None and self.pareto_k > MAX_PARETO_K
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Certificate:
       log_z_reference: an estimate that does not use the posterior.
       log_z_reference_ci: its 95 % interval.
       log_z_reference_source: how it was obtained.
+      log_z_reference_pareto_k: tail index of the weights that it is the mean of.
       elbo: mean log-weight, at most log Z.
       eubo: mean log-weight over exact posterior paths (accepted prior paths), at least log Z.
       ess: effective sample size of the weights, over N.
@@ -99,6 +113,7 @@ class Certificate:
     log_z_reference: float | None
     log_z_reference_ci: tuple[float, float] | None
     log_z_reference_source: str | None
+    log_z_reference_pareto_k: float | None
     elbo: float
     eubo: float | None
     ess: float
@@ -142,7 +157,6 @@ def certify(
         elbo=float(gap.mean()),
         eubo=None if exact_gap is None else float(exact_gap.mean()),
         ess=fraction,
-        tail=pareto_k(gap),
         num_paths=gap.size,
         enough=gap.size >= MIN_PATHS,
     )
@@ -155,7 +169,6 @@ def _conclude(
     elbo: float,
     eubo: float | None,
     ess: float,
-    tail: float | None,
     num_paths: int,
     enough: bool,
 ) -> Certificate:
@@ -167,14 +180,15 @@ def _conclude(
         log_z_reference=reference and reference.log_z,
         log_z_reference_ci=reference and reference.interval,
         log_z_reference_source=reference and reference.source,
+        log_z_reference_pareto_k=reference and reference.pareto_k,
         elbo=elbo,
         eubo=eubo,
         ess=ess,
-        pareto_k=tail,
+        pareto_k=estimate.pareto_k,
         path_kl=path_kl,
         path_kl_lower=estimate.log_z - elbo,
         num_paths=num_paths,
-        verdict=_verdict(estimate, reference, ess, tail, path_kl) if enough else "unreliable",
+        verdict=_verdict(estimate, reference, ess, path_kl) if enough else "unreliable",
     )
 
 
@@ -195,23 +209,25 @@ def average(certificates: Sequence[Certificate]) -> Certificate:
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None
 
-    def estimate(name: str, source: str) -> Estimate:
+    def estimate(name: str, source: str, tail: float | None) -> Estimate:
         center = np.asarray([getattr(c, name) for c in certificates])
         half = np.asarray([np.diff(getattr(c, f"{name}_ci"))[0] / 2 for c in certificates])
         width = math.sqrt(np.sum(half**2)) / len(half) + float(np.mean((half / _NORMAL_95) ** 2)) / 2
-        return Estimate(float(center.mean()), (float(center.mean() - width), float(center.mean() + width)), source)
+        return Estimate(
+            float(center.mean()), (float(center.mean() - width), float(center.mean() + width)), source, tail
+        )
 
-    sampled, reference = estimate("log_z_is", "importance sampling"), None
+    sampled, reference = estimate("log_z_is", "importance sampling", mean(c.pareto_k for c in certificates)), None
     sources = {c.log_z_reference_source for c in certificates}
     if None not in sources:
-        reference = estimate("log_z_reference", " and ".join(sorted(map(str, sources))))
+        tail = mean(c.log_z_reference_pareto_k for c in certificates)
+        reference = estimate("log_z_reference", " and ".join(sorted(map(str, sources))), tail)
     return _conclude(
         sampled,
         reference,
         elbo=float(np.mean([c.elbo for c in certificates])),
         eubo=mean(c.eubo for c in certificates),
         ess=float(np.mean([c.ess for c in certificates])),
-        tail=mean(c.pareto_k for c in certificates),
         num_paths=sum(c.num_paths for c in certificates),
         enough=all(c.num_paths >= MIN_PATHS for c in certificates),
     )
@@ -232,19 +248,18 @@ def _log_weights(name: str, values: ArrayLike, axis: str, *, at_least: int, zero
     return values
 
 
-def _verdict(
-    estimate: Estimate, reference: Estimate | None, ess: float, tail: float | None, path_kl: float | None
-) -> str:
+def _verdict(estimate: Estimate, reference: Estimate | None, ess: float, path_kl: float | None) -> str:
     low, high = estimate.interval
-    heavy = tail is not None and tail > MAX_PARETO_K and ess < EVEN_ESS
-    if heavy or high - low > MAX_INTERVAL:
+    if (estimate.heavy and ess < EVEN_ESS) or high - low > MAX_INTERVAL:
         return "unreliable"
     if reference is None:
         return "coverage_unchecked"
     if high < reference.interval[0] - RESOLUTION:
         return "modes_missing"
-    if low > reference.interval[1] + RESOLUTION or reference.interval[1] - reference.interval[0] > MAX_INTERVAL:
+    if low > reference.interval[1] + RESOLUTION:
         # Posterior paths found more mass than the reference knows of: it is the reference that missed something.
+        return "unreliable"
+    if reference.heavy or reference.interval[1] - reference.interval[0] > MAX_INTERVAL:
         return "unreliable"
     close = path_kl is not None and path_kl <= MAX_PATH_KL
     return "consistent" if ess >= MIN_ESS and close else "importance_weight"
@@ -254,10 +269,16 @@ def _log_mean_exp(log_w: np.ndarray, ess: float, source: str) -> Estimate:
     """log mean exp; delta-method interval, the relative variance of the mean weight being (1 / ESS - 1) / N."""
     log_z = float(np.logaddexp.reduce(log_w) - math.log(log_w.size))
     relative = math.sqrt(max(1.0 / ess - 1.0, 0.0) / log_w.size)
-    return Estimate(log_z, (log_z - _NORMAL_95 * relative, log_z + _NORMAL_95 * relative), source)
+    return Estimate(log_z, (log_z - _NORMAL_95 * relative, log_z + _NORMAL_95 * relative), source, pareto_k(log_w))
 
 
-def from_prior(log_reward: Float[ArrayLike, " N"], beta: float = 1.0, *, log_floor: float | None = None) -> Estimate:
+def from_prior(
+    log_reward: Float[ArrayLike, " N"],
+    beta: float = 1.0,
+    *,
+    log_floor: float | None = None,
+    log_bound: float | None = None,
+) -> Estimate:
     """log Z = log E_prior[r^beta] from prior samples; where r <= 1, the log acceptance rate without the coin flips.
 
     Args:
@@ -265,22 +286,29 @@ def from_prior(log_reward: Float[ArrayLike, " N"], beta: float = 1.0, *, log_flo
       beta: the exponent of r.
       log_floor: what stands in for -inf, as in `rtbjax.rewards.evaluate`. Where no sample is above it, log Z would be
         that of the floor, with which a posterior that satisfies the constraint as little agrees.
+      log_bound: a declared upper bound on log r, if there is one. By it the samples are worth ``sum (r / R)^beta``
+        acceptances, and where these are 25 no tail matters: a fifth of Z would be missed once in 150 times.
 
     Returns:
-      log Z with its 95 % interval, in nats.
+      log Z with its 95 % interval, in nats, and the tail index of ``r^beta``. A reward so rare that no sample has it
+      leaves no trace in either.
 
     Raises:
       ValueError: fewer than 2 samples, an array that is not one number per sample, NaN or +inf, -inf throughout, or
         nothing above ``log_floor``.
     """
     log_r = _log_weights("log_reward", log_reward, "N", at_least=2)
-    if log_floor is not None and not (log_r > log_floor).any():
+    # A floored log r is a float32, and rounding may have raised it.
+    if log_floor is not None and not (log_r > max(log_floor, float(np.float32(log_floor)))).any():
         raise ValueError(
             f"None of {log_r.size} prior samples is above the floor of log r, {log_floor}: take more, or a reference "
             "from elsewhere."
         )
     log_w = beta * log_r
-    return _log_mean_exp(log_w, effective_sample_size(log_w), f"{log_w.size} prior samples")
+    fraction = effective_sample_size(log_w)
+    estimate = _log_mean_exp(log_w, fraction, f"{log_w.size} prior samples")
+    many = log_bound is not None and np.logaddexp.reduce(log_w) - beta * log_bound >= math.log(MIN_PATHS)
+    return estimate._replace(pareto_k=None) if many or fraction >= EVEN_ESS else estimate
 
 
 def exact(log_z: float, source: str) -> Estimate:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rtbjax.types import AxisName, check_shape
 
@@ -76,11 +76,12 @@ def group_mean(
       group: None for one group; k for consecutive groups of k paths; or an id in ``0..B-1`` per path of this shard (B
         global). Groups may span shards.
       axis_name: the mesh axis or axes the batch is split over.
-      cond: conditions of the paths, to check that those of a group are one; traced ones cannot be.
+      cond: conditions of the paths, to check that those of a group are one.
 
     Returns:
-      ``f32[B]``. NaN for a path that is alone in its group, whose residual would be 0 whatever the posterior, and for
-      one whose id is out of range, where only a traced value hides it until then.
+      ``f32[B]``. NaN for a path that is alone in its group, whose residual would be 0 whatever the posterior, and,
+      where only a traced value hides it until then, for one in a group of different conditions or of an id out of
+      range. `rtbjax.make_update` skips and counts such a step.
 
     Raises:
       ValueError: groups of one path or of different conditions, k does not divide B, an array that is not ``[B]``, or
@@ -115,8 +116,22 @@ def group_mean(
     ids = jnp.where(known, ids, total)
     counts = over_shards(jax.ops.segment_sum(jnp.ones_like(gap), ids, total))
     sums = over_shards(jax.ops.segment_sum(gap, ids, total))
-    means = jnp.where(counts > 1, sums / jnp.maximum(counts, 1.0), jnp.nan)
+    sound = (counts > 1) & _shared(cond, ids, total, axis_name)
+    means = jnp.where(sound, sums / jnp.maximum(counts, 1.0), jnp.nan)
     return means.at[ids].get(mode="fill", fill_value=jnp.nan)
+
+
+def _shared(cond: PyTree, ids: Int[Array, " B"], total: int, axis_name: AxisName | None) -> Bool[Array, " groups"]:
+    """Whether the paths of each group, on whatever shards, have one condition."""
+    shared = jnp.ones(total, bool)
+    for values in jax.tree.leaves(cond):
+        values = jnp.asarray(values).reshape(len(ids), -1)
+        values = values.astype(jnp.int32) if values.dtype == bool else values
+        low, high = (extreme(values, ids, total) for extreme in (jax.ops.segment_min, jax.ops.segment_max))
+        if axis_name is not None:
+            low, high = jax.lax.pmin(low, axis_name), jax.lax.pmax(high, axis_name)
+        shared &= (low == high).all(axis=1)
+    return shared
 
 
 def _check_shared(cond: PyTree, ids: Int[Array, " B"]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from rtbjax.types import RewardFn
+from rtbjax.types import BOUND_SLACK, RewardFn
 
 
 class RewardError(RuntimeError):
@@ -134,8 +134,8 @@ def _ask(reward: RewardFn, x: Array, cond: Any, timeout: float | None) -> np.nda
 
 
 def _check_bound(log_r: np.ndarray, log_bound: float) -> None:
-    # A float32 rounding of a reward exactly at its bound is not a violation; what is no number is asked again.
-    above = np.isfinite(log_r) & (log_r > log_bound + 1e-4)
+    # What is no number is asked again.
+    above = np.isfinite(log_r) & (log_r > log_bound + BOUND_SLACK)
     if above.any():
         worst = int(np.argmax(np.where(above, log_r, -np.inf)))
         raise RewardError(

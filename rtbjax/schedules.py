@@ -71,8 +71,8 @@ def respace(
 
     Raises:
       ValueError: ``alpha_bar`` that does not fall within 0..1, ``num_steps`` outside 1..num_train_steps,
-        ``steps_offset`` beyond the schedule, more ``log_snr`` steps than the schedule has timesteps to tell apart, or
-        an unknown spacing.
+        ``steps_offset`` beyond the schedule, more ``log_snr`` steps than the schedule has timesteps to tell apart, no
+        noise left at the last of them, or an unknown spacing.
     """
     if np.any(np.diff(alpha_bar) >= 0) or alpha_bar[0] > 1.0 or alpha_bar[-1] < 0.0:
         raise ValueError(
@@ -118,6 +118,11 @@ def respace(
             f"The chain starts from pure noise at timestep {timesteps[0]}, where noised data keep a share {kept:.2f} "
             "of their variance: take a schedule that ends in noise, and spacing='trailing' if there are few steps.",
             stacklevel=2,
+        )
+    if alpha_bar[timesteps[-1]] >= final_alpha_bar:
+        raise ValueError(
+            f"alpha_bar must stay below final_alpha_bar, {final_alpha_bar:g}: at timestep {timesteps[-1]} it is "
+            f"{alpha_bar[timesteps[-1]]:g}, and no noise is left to take away."
         )
     return Respaced(timesteps, np.append(alpha_bar[timesteps], final_alpha_bar))
 

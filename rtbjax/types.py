@@ -161,6 +161,10 @@ PRNGKey = jax.Array
 AxisName = str | tuple[str, ...]
 
 
+# A float32 rounding of a log r exactly at its declared bound is not a violation.
+BOUND_SLACK = 1e-4
+
+
 def check_shape(name: str, array: ArrayLike, shape: tuple[int | str, ...]) -> None:
     """Raises a ValueError with both shapes unless they agree; an axis given by a name may have any length.
 

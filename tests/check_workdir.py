@@ -32,6 +32,7 @@ CERTIFICATE = (
     "log_z_reference",
     "log_z_reference_ci",
     "log_z_reference_source",
+    "log_z_reference_pareto_k",
     "elbo",
     "eubo",
     "ess",
@@ -41,9 +42,9 @@ CERTIFICATE = (
     "num_paths",
     "verdict",
 )
-# Values that need not exist: of the tail of few or even weights, and of accepted paths where none was accepted or r has
-# no bound. Where there is no reference log Z, all that is measured against it is null, and else nothing is.
-OPTIONAL = ("eubo", "pareto_k")
+# Values that need not exist: of the tail of few, even or bounded weights, and of accepted paths where none was accepted
+# or r has no bound. Where there is no reference log Z, all that is measured against it is null, and else nothing is.
+OPTIONAL = ("eubo", "pareto_k", "log_z_reference_pareto_k")
 REFERENCE = ("log_z_reference", "log_z_reference_ci", "log_z_reference_source", "path_kl")
 METRICS = {
     "gmm": {"sets": ("rtb", "exact"), "names": ("mode_tv", "off_mode_mass", "sliced_w2")},

@@ -58,6 +58,13 @@ def test_acceptance_has_the_declared_probability_and_depends_on_the_global_index
     np.testing.assert_array_equal(some, kept.ravel()[30_000:30_050])
 
 
+def test_rewards_above_their_bound_are_refused():
+    """All of them would be kept, as if they were no better than the bound."""
+    assert accept(jax.random.key(0), jnp.full(4, 1.00005), 1.0).all()  # A rounding.
+    with pytest.raises(ValueError, match="log_reward reaches 3.0000, beyond its declared bound 1.0000"):
+        accept(jax.random.key(0), jnp.asarray([0.0, 3.0]), 1.0)
+
+
 def test_a_path_is_not_accepted_for_a_uniform_number_that_is_zero():
     """One in 2^23 float32 uniforms is, and this sample's is one of them; 5e-14 of the samples should be accepted."""
     key, index = jax.random.key(0), jnp.asarray([15_405_709], jnp.int32)

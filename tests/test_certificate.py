@@ -166,6 +166,7 @@ def test_uneven_weights_ask_for_reweighting():
         pytest.param(np.zeros(certificate.MIN_PATHS - 1), certificate.exact(0.0, ""), id="too few paths for a tail"),
         pytest.param(normal_gaps(0.1), certificate.Estimate(0.1, (-0.3, 0.5), ""), id="a vague reference"),
         pytest.param(normal_gaps(0.1), certificate.exact(-1.0, ""), id="a reference that found less"),
+        pytest.param(normal_gaps(0.1), certificate.Estimate(0.0, (0.0, 0.0), "", 0.8), id="a heavy-tailed reference"),
     ],
 )
 def test_unreliable(gap, reference):
@@ -177,6 +178,28 @@ def test_the_tail_of_weights_that_are_even_does_not_matter():
     weights = 1.0 + 1e-4 * np.random.default_rng(0).uniform(size=20_000) ** -0.95
     found = certificate.certify(np.log(weights), certificate.exact(np.log(weights.mean()), ""))
     assert found.pareto_k > 0.7 and found.verdict == "consistent"
+
+
+def test_a_reference_of_heavy_tailed_rewards_vouches_for_nothing():
+    """Prior weights U^-0.9 of mean 10, and an exact sampler of the posterior that is cut where U < 1e-4: it lacks 40 %.
+
+    Where the interval is narrow it is narrow by luck, and the reference misses what the posterior lacks.
+    """
+    cut = np.log(10 * (1 - 1e-4**0.1))  # log of the mass that is left, which every path of that sampler has.
+    narrow = 0
+    for seed in range(20):
+        log_r = -0.9 * np.log(np.random.default_rng(seed).uniform(size=20_000))
+        reference = certificate.from_prior(log_r)
+        narrow += np.diff(reference.interval)[0] < certificate.MAX_INTERVAL
+        assert reference.pareto_k > 0.7
+        assert certificate.certify(np.full(1000, cut), reference).verdict != "consistent"
+    assert narrow > 5
+    # Were the largest one the bound, the last samples would be worth 28 acceptances, and little could be hidden.
+    assert certificate.from_prior(log_r, log_bound=float(log_r.max())).pareto_k is None
+    assert certificate.from_prior(log_r, log_bound=float(log_r.max()) + 1.0).pareto_k > 0.7
+    # Nor is there much in the tail of rewards that are all alike.
+    weights = 1.0 + 1e-4 * np.random.default_rng(0).uniform(size=20_000) ** -0.95
+    assert certificate.from_prior(np.log(weights)).pareto_k is None
 
 
 def test_no_reference_leaves_coverage_unchecked():
@@ -334,10 +357,12 @@ def test_even_weights_do_not_make_distant_samples_consistent():
     assert found.verdict == "importance_weight"
 
 
-def test_a_reference_in_which_no_sample_meets_a_constraint_is_refused():
+@pytest.mark.parametrize("floor", [-30.0, -13.7])  # float32 raises the latter.
+def test_a_reference_in_which_no_sample_meets_a_constraint_is_refused(floor):
     """Else an untrained posterior, every path of which is at the floor, would agree with it and be consistent."""
-    assert certificate.certify(np.full(100, -30.0), certificate.from_prior(np.full(100, -30.0))).verdict == "consistent"
-    with pytest.raises(ValueError, match="None of 100 prior samples is above the floor of log r, -30.0"):
-        certificate.from_prior(np.full(100, -30.0), log_floor=-30.0)
-    one = np.where(np.arange(100) == 7, 0.0, -30.0)
-    assert certificate.from_prior(one, log_floor=-30.0).log_z == pytest.approx(np.log(0.01), abs=1e-6)
+    at_floor = np.full(100, floor, np.float32)
+    assert certificate.certify(at_floor, certificate.from_prior(at_floor)).verdict == "consistent"
+    with pytest.raises(ValueError, match=f"None of 100 prior samples is above the floor of log r, {floor}"):
+        certificate.from_prior(at_floor, log_floor=floor)
+    one = np.where(np.arange(100) == 7, np.float32(0.0), at_floor)
+    assert certificate.from_prior(one, log_floor=floor).log_z == pytest.approx(np.log(0.01), abs=1e-3)

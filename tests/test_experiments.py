@@ -260,6 +260,17 @@ def test_the_gmm_reward_is_bounded_as_declared_and_log_z_is_zero(key):
     assert abs(np.exp(log_r).mean() - 1.0) < 5 * 2 / np.sqrt(len(log_r))
 
 
+def test_a_guide_of_the_mixture_is_tempered_as_its_reward_is(config, key):
+    x = gmm.sample_mixture(key, 16)
+
+    def score(**changes):
+        fields = dict(posterior__kind="classifier_guidance", train__steps=0) | changes
+        return gmm.build(changed(config, **fields)).posterior(x, jnp.float32(0.5), None).score
+
+    np.testing.assert_allclose(score(posterior__strength=2.0), score(objective__beta=2.0), rtol=1e-5)
+    assert float(jnp.abs(score()).max()) > 0.1
+
+
 @pytest.mark.slow
 def test_a_comparison_runs_every_variation_and_writes_table_and_figure(config, tmp_path, monkeypatch):
     runs = [("RTB", []), ("guided", [("posterior.kind", "classifier_guidance"), ("train.steps", 0)])]

@@ -84,6 +84,8 @@ def test_only_guides_are_trained_and_a_comparison_needs_a_strength():
         domain.build(changed(get_config("smoke"), posterior__kind="lora"))
     with pytest.raises(ConfigError, match="dps_strength must be positive"):
         domain.build(changed(get_config("smoke"), eval__dps_strength=0.0))
+    with pytest.raises(ConfigError, match="objective.beta must be 1: tempering a measurement is another reward.noise"):
+        domain.build(changed(get_config("smoke"), objective__beta=0.5))
 
 
 class Pixels:

@@ -204,6 +204,26 @@ def test_a_path_alone_in_its_group_poisons_the_loss(key):
     assert np.isnan(value)
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_group_of_different_conditions_is_a_step_that_is_skipped_and_counted(key, devices):
+    """Within an update all is traced, and no error can be raised."""
+    chain, params, paths = random_case(key)
+    params.pop("log_z", None)
+    loss = partial(rtbjax.loss, process=chain.process, apply_fn=chain.shifted_apply, group=4)
+    mesh, rule = data_mesh(devices), rtbjax.optimizer(1e-3)
+    update = rtbjax.make_update(loss, rule, mesh)
+    number = jnp.arange(16)
+    for cond, skipped in (
+        (number // 4, 0),
+        ({"label": number // 4, "seen": jnp.ones((16, 2), bool)}, 0),
+        (number // 2, 1),
+        ({"label": number // 4, "seen": (number == 3)[:, None] & jnp.ones((16, 2), bool)}, 1),
+    ):
+        state = rtbjax.init_state(params, rule, mesh)
+        state, info = update(state, paths._replace(cond=cond), key)
+        assert state.skipped == skipped and np.isnan(info.loss) == bool(skipped)
+
+
 def test_parameters_without_their_name_are_an_error(key):
     chain, params, paths = random_case(key)
     for bare in (params["policy"], jnp.zeros(3)):

@@ -40,11 +40,12 @@ def written(tmp_path):
     [
         SUMMARY,
         changed(per_condition=[CERTIFICATE | {"condition": "even"}, CERTIFICATE | {"condition": "odd", "eubo": None}]),
-        changed(eubo=None, pareto_k=None),
+        changed(eubo=None, pareto_k=None, log_z_reference_pareto_k=None),
         changed(
             log_z_reference=None,
             log_z_reference_ci=None,
             log_z_reference_source=None,
+            log_z_reference_pareto_k=None,
             path_kl=None,
             verdict="coverage_unchecked",
         ),

@@ -99,6 +99,13 @@ def test_what_cannot_be_left_of_a_signal_is_refused(betas):
         schedules.respace(betas, 5)
 
 
+def test_a_last_timestep_without_noise_is_refused():
+    """Its step would divide 0 by 0."""
+    betas = np.append(0.0, np.linspace(1e-4, 0.02, 999))
+    with pytest.raises(ValueError, match="below final_alpha_bar, 1: at timestep 0 it is 1, and no noise is left"):
+        schedules.respace(np.cumprod(1 - betas), 10)
+
+
 def test_a_chain_that_would_not_start_in_noise_is_warned_of():
     with pytest.warns(UserWarning, match=r"pure noise at timestep 99, where noised data keep a share 0\.36"):
         schedules.respace(schedules.linear_alpha_bar(100), 10, "trailing")

@@ -170,13 +170,26 @@ def test_the_tables_of_the_configs_name_methods_that_exist():
                 settings.check(table.cell(found, method, label, 0, Path("w"))[0])
 
 
-def test_a_method_starts_from_the_parameters_that_another_left(tmp_path):
+def test_a_run_starts_from_the_parameters_that_another_left(tmp_path):
     chain = LinearGaussian(num_steps=3)
     here = bare_domain(chain, Policy(chain.zero_shift, chain.shifted_apply), (2,))
     path = tmp_path / "final_params.safetensors"
-    weights.save(path, {"policy": chain.exact_shift}, {})
-    found = loop.started(changed(gmm.get_config("smoke"), posterior__start=str(path)), here)
-    np.testing.assert_array_equal(found.params["shift"], chain.exact_shift["shift"])
+
+    def starts(left, log_z):
+        weights.save(path, left, {})
+        config = changed(gmm.get_config("smoke"), posterior__start=str(path), objective__log_z=log_z)
+        found = loop.started(config, here)
+        np.testing.assert_array_equal(found["policy"]["shift"], chain.exact_shift["shift"])
+        return found
+
+    policy = {"policy": chain.exact_shift}
+    assert starts(policy, "vargrad").keys() == {"policy"}
+    # A log Z is taken along where both have one, and is no reason to refuse where only one has.
+    assert starts(policy | {"log_z": np.float32(5.0)}, "learned")["log_z"] == 5.0
+    assert starts(policy, "learned")["log_z"] == 0.0
+    assert starts(policy | {"log_z": np.float32(5.0)}, "vargrad").keys() == {"policy"}
+    with pytest.raises(weights.WeightsError, match="holds other weights"):
+        starts(policy | {"log_y": np.float32(5.0)}, "learned")
     with pytest.raises(weights.WeightsError, match="nowhere"):
         loop.started(changed(gmm.get_config("smoke"), posterior__start=str(tmp_path / "nowhere")), here)
 

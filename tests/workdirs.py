@@ -13,6 +13,7 @@ CERTIFICATE = {
     "log_z_reference": -1.1,
     "log_z_reference_ci": [-1.15, -1.05],
     "log_z_reference_source": "4000 prior samples",
+    "log_z_reference_pareto_k": 0.25,
     "elbo": -2.0,
     "eubo": -0.5,
     "ess": 0.61,

@@ -81,7 +81,11 @@ def build(config: ConfigDict) -> Domain:
     params = weights.load(weights.locate(config.prior.weights), like)
     prior = Policy(params, prior_apply(net))
     if config.posterior.kind == "classifier_guidance":
-        posterior = guidance.classifier_guidance(prior, log_reward, strength=config.posterior.strength)
+
+        def tempered(x, cond):
+            return config.objective.beta * log_reward(x, cond)
+
+        posterior = guidance.classifier_guidance(prior, tempered, strength=config.posterior.strength)
     else:
         posterior = Policy(params, variance_apply(net) if config.posterior.learn_variance else prior.apply_fn)
     return Domain(

@@ -34,6 +34,8 @@ def build(config: ConfigDict) -> Domain:
     no_warm_start(config)
     if not 0.0 < config.eval.dps_strength < float("inf"):
         raise ConfigError(f"config.eval.dps_strength must be positive, got {config.eval.dps_strength}.")
+    if config.objective.beta != 1.0:
+        raise ConfigError("config.objective.beta must be 1: tempering a measurement is another reward.noise.")
     shape = networks.shape(config)
     wanted = problem.count(config)
     prior, process = networks.load_prior(config), networks.make_process(config)

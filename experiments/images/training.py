@@ -38,9 +38,9 @@ def prior_loss(net: UNet, batch: int, mirror: bool) -> Loss:
     """`noising.v_errors` of images drawn anew, mirrored by lot where that leaves them what they are."""
 
     def loss(params, key, images):
-        pick, time, noise = jax.random.split(key, 3)
+        pick, time, noise, turn = jax.random.split(key, 4)
         x0 = images[jax.random.randint(pick, (batch,), 0, images.shape[0])]
-        x0 = mirrored(jax.random.fold_in(pick, 1), x0) if mirror else x0
+        x0 = mirrored(turn, x0) if mirror else x0
         return jnp.mean(noising.v_errors(lambda x, t: net.apply({"params": params}, x, t), time, noise, x0))
 
     return loss
@@ -51,11 +51,11 @@ def classifier_loss(net: Classifier | ResNet, batch: int, mirror: bool, max_nois
 
     def loss(params, key, data):
         images, labels = data
-        pick, level, noise, shift = jax.random.split(key, 4)
+        pick, level, noise, shift, turn = jax.random.split(key, 5)
         index = jax.random.randint(pick, (batch,), 0, images.shape[0])
         std = jax.random.uniform(level, (batch, 1, 1, 1), maxval=max_noise)
         x = jnp.roll(images[index], jax.random.randint(shift, (2,), -1, 2), (1, 2))
-        x = mirrored(jax.random.fold_in(shift, 1), x) if mirror else x
+        x = mirrored(turn, x) if mirror else x
         logits = net.apply({"params": params}, x + std * jax.random.normal(noise, x.shape))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[index]).mean()
 

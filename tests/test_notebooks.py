@@ -19,13 +19,19 @@ def execute(name):
     client = NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": ROOT}})
     client.execute(env=env)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    figures = sum(cell.source.count("plt.show()") for cell in notebook.cells)
+    assert sum(output.output_type == "display_data" for output in outputs) == figures, "a figure is not shown"
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, verdicts",
-    [("quickstart.ipynb", ["consistent", "modes_missing"]), ("own_prior.ipynb", ["consistent"] * 3)],
+    [
+        ("quickstart.ipynb", ["consistent", "modes_missing"]),
+        ("own_prior.ipynb", ["consistent"] * 3),
+        ("stories.ipynb", ["consistent"]),
+    ],
 )
 def test_notebook_runs_and_reaches_its_verdicts(name, verdicts):
     printed = execute(name)

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from rtbjax.certificate import VERDICTS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -31,11 +33,12 @@ def execute(name):
         ("quickstart.ipynb", ["consistent", "modes_missing"]),
         ("own_prior.ipynb", ["consistent"] * 3),
         ("stories.ipynb", ["consistent"]),
+        ("control.ipynb", ["importance_weight"]),
     ],
 )
 def test_notebook_runs_and_reaches_its_verdicts(name, verdicts):
     printed = execute(name)
     if name == "own_prior.ipynb" and os.environ.get("RTBJAX_NEEDS_TORCH"):
         assert "The black box is PyTorch" in printed
-    found = [word.strip(".") for word in printed.split() if word.strip(".") in ("consistent", "modes_missing")]
+    found = [word.strip(".") for word in printed.split() if word.strip(".") in VERDICTS]
     assert found == verdicts, printed

@@ -34,6 +34,7 @@ def execute(name):
         ("own_prior.ipynb", ["consistent"] * 3),
         ("stories.ipynb", ["consistent"]),
         ("control.ipynb", ["importance_weight"]),
+        ("text_to_image.ipynb", ["importance_weight"]),
     ],
 )
 def test_notebook_runs_and_reaches_its_verdicts(name, verdicts):

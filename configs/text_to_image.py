@@ -6,6 +6,9 @@
     python experiments/run.py --config=configs/text_to_image.py:sweep               reward against diversity
     python experiments/run.py --config=configs/text_to_image.py:smoke               the whole path in about a minute
 
+What the first has learned is shipped, as a LoRA of diffusers, and can be started from:
+--config.posterior.adapters=weights/text_to_image/lora.
+
 Needs pip install -e ".[text]", for the tokenizer. The default prior, coloured digits, is shipped as a pipeline of
 diffusers and was made in the order vae, text, prior, reward by
 

@@ -42,12 +42,19 @@ def lora(key: PRNGKey, prior: Policy, rank: int, *, alpha: float | None = None, 
     Raises:
       ValueError: see `rtbjax.lora.init`.
     """
-    strength = float(rank if alpha is None else alpha)
+    return adapted(prior, _lora.init(key, prior.params, rank, select), float(rank if alpha is None else alpha))
+
+
+def adapted(prior: Policy, adapters: PyTree, alpha: float) -> Policy:
+    """As `lora`, with adapters that are there already, as those of a file; ``alpha`` is divided by each one's rank.
+
+    Calling it raises a ValueError where the prior has no kernel for an adapter.
+    """
 
     def apply_fn(adapters, x, t, cond, *features):
-        return Policy(_lora.merge(prior.params, adapters, strength), prior.apply_fn)(x, t, cond, *features)
+        return Policy(_lora.merge(prior.params, adapters, alpha), prior.apply_fn)(x, t, cond, *features)
 
-    return Policy(_lora.init(key, prior.params, rank, select), apply_fn, prior.look)
+    return Policy(adapters, apply_fn, prior.look)
 
 
 def correction(params: PyTree, apply_fn: Callable, *, look: Callable | None = None) -> Policy:

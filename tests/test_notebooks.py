@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from rtbjax.certificate import VERDICTS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -19,17 +21,25 @@ def execute(name):
     client = NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": ROOT}})
     client.execute(env=env)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    figures = sum(cell.source.count("plt.show()") for cell in notebook.cells)
+    assert sum(output.output_type == "display_data" for output in outputs) == figures, "a figure is not shown"
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, verdicts",
-    [("quickstart.ipynb", ["consistent", "modes_missing"]), ("own_prior.ipynb", ["consistent"] * 3)],
+    [
+        ("quickstart.ipynb", ["consistent", "modes_missing"]),
+        ("own_prior.ipynb", ["consistent"] * 3),
+        ("stories.ipynb", ["consistent"]),
+        ("control.ipynb", ["importance_weight"]),
+        ("text_to_image.ipynb", ["importance_weight"]),
+    ],
 )
 def test_notebook_runs_and_reaches_its_verdicts(name, verdicts):
     printed = execute(name)
     if name == "own_prior.ipynb" and os.environ.get("RTBJAX_NEEDS_TORCH"):
         assert "The black box is PyTorch" in printed
-    found = [word.strip(".") for word in printed.split() if word.strip(".") in ("consistent", "modes_missing")]
+    found = [word.strip(".") for word in printed.split() if word.strip(".") in VERDICTS]
     assert found == verdicts, printed

@@ -23,7 +23,7 @@ from experiments.streams import stream
 from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
 from experiments.text_to_image.image_reward import TEXT, WEIGHTS, HostedImageReward
-from rtbjax import Policy, Process, from_scheduler, posterior
+from rtbjax import Policy, Process, from_scheduler, lora, posterior
 from rtbjax.nets.pretrained import Model, adapters, stable_diffusion
 from rtbjax.nets.pretrained import folder as folders
 from rtbjax.nets.pretrained.stable_diffusion import Pipeline
@@ -123,12 +123,14 @@ def make_posterior(config: ConfigDict, process: Process, prior: Policy) -> Polic
     Raises:
       PretrainedError: no such adapters, or others.
     """
-    key = stream(config.seed, "posterior")
-    learner = posterior.lora(key, prior, config.posterior.rank, select=config.posterior.select)
-    if config.posterior.adapters:
-        folder = weights.locate(config.posterior.adapters)
-        learner = learner.replace(params=adapters.load(folder, learner.params, prior.params))
-    return posterior.step_std(learner, process, (1, 1, 1)) if config.posterior.learn_variance else learner
+    p, key = config.posterior, stream(config.seed, "posterior")
+    if p.adapters:
+        like = jax.eval_shape(lambda key: lora.init(key, prior.params, p.rank, p.select), key)
+        found = adapters.load(weights.locate(p.adapters), like, prior.params)
+        learner = posterior.adapted(prior, found, alpha=p.rank)
+    else:
+        learner = posterior.lora(key, prior, p.rank, select=p.select)
+    return posterior.step_std(learner, process, (1, 1, 1)) if p.learn_variance else learner
 
 
 def decoder(pipeline: Pipeline):

@@ -102,8 +102,9 @@ def bound(
 def correction(net: MaskedTransformer, params: PyTree, key: Array) -> Policy:
     """A copy that also reads the ending, and whose output is zero, to be added to that of the original."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    fresh = net.init(key, tokens, jnp.float32(0.0), None, tokens)["params"]
-    copy = params | {"context": fresh["context"], "head": jax.tree.map(jnp.zeros_like, params["head"])}
+    # As one program: one by one, the network's operations take five seconds to compile.
+    fresh = jax.jit(lambda key: net.init(key, tokens, jnp.float32(0.0), None, tokens)["params"]["context"])(key)
+    copy = params | {"context": fresh, "head": jax.tree.map(jnp.zeros_like, params["head"])}
 
     def apply_fn(params, z, t, cond):
         return denoise(net, params, z, t, cond["before"], cond["after"], context=cond["after"])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 # Attention layers as they were called up to diffusers 0.15; the prefix of text encoders that transformers 5 dropped;
 # that of MDLM.
@@ -106,7 +106,8 @@ def read_params(folder: Path, stem: str, like: PyTree, dtype: jnp.dtype = jnp.fl
                     name = _present_name(key)
                     if not _BUFFERS.search(name):
                         kind, shape = wanted.get(name, ("", ()))
-                        arrays[name] = _from_torch(kind, shape, file.get_tensor(key)).astype(dtype)
+                        array = np.asarray(file.get_tensor(key))  # JAX would compile a transposition for every shape
+                        arrays[name] = jnp.asarray(_from_torch(kind, shape, array), dtype)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise PretrainedError(f"{path} is not a readable safetensors file: {error}.") from error
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
@@ -170,7 +171,7 @@ def _to_torch(kind: str, array: np.ndarray) -> np.ndarray:
     return array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
 
 
-def _from_torch(kind: str, shape: tuple[int, ...], array: Array) -> Array:
+def _from_torch(kind: str, shape: tuple[int, ...], array: np.ndarray) -> np.ndarray:
     if kind != "kernel":
         return array
     if len(shape) == 2 and array.shape[2:] == (1, 1):  # a matrix product stored as a 1x1 convolution

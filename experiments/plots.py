@@ -1,11 +1,13 @@
-"""Matplotlib without a display, and the figures that several domains make."""
+"""Matplotlib without a display unless one is asked for, and the figures that several domains make."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "MPLBACKEND" not in os.environ:  # A notebook's kernel sets it, and shows figures itself.
+    matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np

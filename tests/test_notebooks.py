@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from rtbjax.certificate import VERDICTS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -25,11 +27,15 @@ def execute(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, verdicts",
-    [("quickstart.ipynb", ["consistent", "modes_missing"]), ("own_prior.ipynb", ["consistent"] * 3)],
+    [
+        ("quickstart.ipynb", ["consistent", "modes_missing"]),
+        ("own_prior.ipynb", ["consistent"] * 3),
+        ("gmm.ipynb", ["consistent", "modes_missing"]),
+    ],
 )
 def test_notebook_runs_and_reaches_its_verdicts(name, verdicts):
     printed = execute(name)
     if name == "own_prior.ipynb" and os.environ.get("RTBJAX_NEEDS_TORCH"):
         assert "The black box is PyTorch" in printed
-    found = [word.strip(".") for word in printed.split() if word.strip(".") in ("consistent", "modes_missing")]
+    found = [word.strip(".") for word in printed.split() if word.strip(".") in VERDICTS]
     assert found == verdicts, printed

@@ -31,6 +31,7 @@ def execute(name):
         ("quickstart.ipynb", ["consistent", "modes_missing"]),
         ("own_prior.ipynb", ["consistent"] * 3),
         ("gmm.ipynb", ["consistent", "modes_missing"]),
+        ("digits.ipynb", ["importance_weight"]),
     ],
 )
 def test_notebook_runs_and_reaches_its_verdicts(name, verdicts):

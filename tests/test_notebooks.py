@@ -32,6 +32,7 @@ def execute(name):
         ("own_prior.ipynb", ["consistent"] * 3),
         ("gmm.ipynb", ["consistent", "modes_missing"]),
         ("digits.ipynb", ["importance_weight"]),
+        ("inverse.ipynb", ["importance_weight"]),
     ],
 )
 def test_notebook_runs_and_reaches_its_verdicts(name, verdicts):

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Array
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 def is_first() -> bool:

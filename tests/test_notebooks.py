@@ -9,7 +9,7 @@ from notebooks import gallery
 from rtbjax.certificate import VERDICTS
 
 
-@pytest.mark.parametrize("path", gallery.NOTEBOOKS.glob("*.ipynb"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(gallery.NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_are_stored_without_outputs(path):
     assert not any(cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells)
 

@@ -2,10 +2,12 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rtbjax.process import sde
+from rtbjax.kernels import Gaussian
+from rtbjax.process import Process, sde
 from rtbjax.types import LearnedStd, Policy
 
 
@@ -129,6 +131,20 @@ class QuadraticGaussian:
 
     def log_reward(self, x):
         return jnp.sum(self.c * x - 0.5 * self.q * x**2, axis=-1)
+
+
+def one_step(rho, std):
+    """``xs[0] ~ N(0, 1)``, then ``xs[1] ~ N(rho xs[0] + output, std^2)``: everything has a closed form."""
+    return Process(
+        num_steps=1,
+        init=lambda keys, shape, cond: jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(keys),
+        time=lambda i: jnp.float32(0.0),
+        reverse=lambda output, x, i: Gaussian(rho * x + output, jnp.float32(std)),
+        forward=lambda keys, x, i, cond: x,
+        marginal=lambda keys, x0, i, cond: x0,
+        denoise=lambda output, x, i: x,
+        target=lambda x0, x, i: Gaussian(x0, jnp.float32(std)),
+    )
 
 
 def assert_moments(x, mean, std, standard_errors=5.0, slack=0.0):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from check_workdir import problems
-from shrunk import assert_same_run, changed, latest_step, log_of
+from oracles import QuadraticGaussian, assert_moments
+from shrunk import assert_same_run, bare_domain, changed, latest_step, log_of
 from shrunk import gmm as gmm_of
 
 from configs import mnist as mnist_config
@@ -297,6 +298,19 @@ def test_a_damaged_exact_set_is_drawn_again_with_a_warning(config, caplog, damag
     assert exact.posterior(config, domain, mesh).samples.tobytes() == first.samples.tobytes()
     assert "drawn anew" in caplog.text
     assert exact.cached(config, domain).log_z == first.log_z
+
+
+def test_exact_samples_and_their_log_z_are_of_r_to_the_power_of_beta(config):
+    """By closed form; the interval of log Z is of 95 %, and twice it is four standard errors."""
+    chain, beta = QuadraticGaussian(), 0.5
+    config = changed(config, objective__beta=beta, eval__exact_samples=2_000, eval__batch_size=2_000)
+    known = exact.draw(config, bare_domain(chain, chain.prior, (1,)), data_mesh(1))
+    target = chain.tempered(beta)
+    assert known.samples.shape == (1, 4_000, 1)
+    assert_moments(known.samples[0], target.mean, target.std)
+    (found,) = known.log_z
+    low, high = found.interval
+    assert abs(found.log_z - target.log_z) < high - low
 
 
 def test_an_exact_set_of_images_is_the_same_whether_it_is_drawn_or_read(config):

@@ -296,7 +296,7 @@ def test_denoising_loss_is_the_divergence_of_all_steps(key):
         return (datum - x) / (1.0 - t) + params[process.step_at(t)]
 
     policy = Policy(jnp.asarray(off, jnp.float32), drift)
-    found = rtbjax.denoising_loss(key, process, policy, jnp.full((8, 1), datum))
+    found = jax.jit(lambda key: rtbjax.denoising_loss(key, process, policy, jnp.full((8, 1), datum)))(key)
     # Of 8 paths two are asked for each step.
     np.testing.assert_allclose(found.mean(), np.sum(off**2) / 4 / (2.0 * diffusion), rtol=1e-4)
 

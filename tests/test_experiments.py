@@ -261,6 +261,13 @@ def test_the_gmm_reward_is_bounded_as_declared_and_log_z_is_zero(key):
     assert abs(np.exp(log_r).mean() - 1.0) < 5 * 2 / np.sqrt(len(log_r))
 
 
+def test_a_sample_is_off_the_modes_beyond_three_standard_deviations():
+    x = gmm.GRID[:4] + gmm.STD * np.outer([2.9, 3.1, 0.0, 4.0], [0.6, 0.8]).astype(np.float32)
+    found = gmm.evaluate(dict.fromkeys(("prior", "rtb", "exact", "exact_again"), x))["rtb"]
+    assert found["off_mode_mass"] == 0.5
+    assert [found["modes"][f"{a:g}, {b:g}"] for a, b in gmm.GRID] == [0.25] * 4 + [0.0] * 21
+
+
 @pytest.mark.slow
 def test_a_comparison_runs_every_variation_and_writes_table_and_figure(config, tmp_path, monkeypatch):
     runs = [("RTB", []), ("guided", [("posterior.kind", "classifier_guidance"), ("train.steps", 0)])]

@@ -2,10 +2,12 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rtbjax.process import sde
+from rtbjax.kernels import Gaussian
+from rtbjax.process import Process, sde
 from rtbjax.types import LearnedStd, Policy
 
 
@@ -28,7 +30,7 @@ class LinearGaussian:
             # E exp(slope . (x + dt (a x + b) + noise) + offset)
             offset = offset + slope @ (dt * self.b) + 0.5 * var * slope @ slope
             slope = slope * (1.0 + dt * self.a)
-        self.log_z = float(offset)
+        self.log_z, self.log_bound = float(offset), None
         self.shape = (dim,)
         self.num_steps = num_steps
         self._drift_shift = jnp.asarray(np.stack(shifts[::-1]) / dt, jnp.float32)
@@ -67,11 +69,14 @@ class LinearGaussian:
 
 
 class QuadraticGaussian:
-    """One dimension, ``log r(x) = c x - q x^2 / 2``: the posterior's step variances differ from the prior's too."""
+    """One dimension, ``log r(x) = c x - q x^2 / 2``: the posterior's step variances differ from the prior's too.
+
+    log r is bounded, so that prior paths can be accepted or rejected.
+    """
 
     def __init__(self, num_steps=8, diffusion=1.5, a=-0.5, b=0.3, c=0.8, q=1.2):
         self.process = sde.brownian_bridge(num_steps, diffusion)
-        self.a, self.b, self.c, self.q, self.num_steps = a, b, c, q, num_steps
+        self.a, self.b, self.c, self.q, self.num_steps, self.diffusion = a, b, c, q, num_steps, diffusion
         dt, var = 1.0 / num_steps, diffusion / num_steps
         # log h_i(x) = offset + slope x - curve x^2 / 2, backwards from the data.
         offset, slope, curve = 0.0, c, q
@@ -97,6 +102,20 @@ class QuadraticGaussian:
         self._gains = jnp.asarray(gains[::-1], jnp.float32)
         self._shifts = jnp.asarray(shifts[::-1], jnp.float32)
         self.log_stds = jnp.asarray(log_stds[::-1], jnp.float32)
+        mean = variance = 0.0
+        for _ in range(num_steps):
+            mean, variance = (1.0 + dt * a) * mean + dt * b, (1.0 + dt * a) ** 2 * variance + var
+        # Of the posterior's samples: the prior's, tilted by r.
+        precision = 1.0 / variance + q
+        self.mean, self.std = (mean / variance + c) / precision, precision**-0.5
+
+    def tempered(self, beta):
+        """The chain whose r is this one's to the power of beta; its `exact` is the posterior at beta."""
+        return QuadraticGaussian(self.num_steps, self.diffusion, self.a, self.b, beta * self.c, beta * self.q)
+
+    @property
+    def log_bound(self):
+        return 0.5 * self.c**2 / self.q
 
     @property
     def prior(self):
@@ -112,6 +131,20 @@ class QuadraticGaussian:
 
     def log_reward(self, x):
         return jnp.sum(self.c * x - 0.5 * self.q * x**2, axis=-1)
+
+
+def one_step(rho, std):
+    """``xs[0] ~ N(0, 1)``, then ``xs[1] ~ N(rho xs[0] + output, std^2)``: everything has a closed form."""
+    return Process(
+        num_steps=1,
+        init=lambda keys, shape, cond: jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(keys),
+        time=lambda i: jnp.float32(0.0),
+        reverse=lambda output, x, i: Gaussian(rho * x + output, jnp.float32(std)),
+        forward=lambda keys, x, i, cond: x,
+        marginal=lambda keys, x0, i, cond: x0,
+        denoise=lambda output, x, i: x,
+        target=lambda x0, x, i: Gaussian(x0, jnp.float32(std)),
+    )
 
 
 def assert_moments(x, mean, std, standard_errors=5.0, slack=0.0):

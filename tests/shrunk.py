@@ -54,7 +54,7 @@ def bare_domain(chain, posterior: Policy, event_shape: tuple[int, ...], **fields
         prior=chain.prior,
         posterior=posterior,
         log_reward=lambda x, cond: chain.log_reward(x),
-        log_bound=None,
+        log_bound=chain.log_bound,
         fingerprint="",
         evaluate=lambda samples: {},
         plot=lambda path, panels: path.touch(),

@@ -13,38 +13,26 @@ from rtbjax.trajectory import noise, rollout, sample_keys, score
 from rtbjax.types import Policy, Trajectory
 
 CHAIN = QuadraticGaussian()
-LOG_BOUND = CHAIN.c**2 / (2 * CHAIN.q)  # the maximum of c x - q x^2 / 2
-
-
-def prior_law(chain):
-    """Mean and variance of xs[T] by recursion, in float64."""
-    dt, mean, variance = 1.0 / chain.num_steps, 0.0, 0.0
-    for _ in range(chain.num_steps):
-        mean, variance = mean + dt * (chain.a * mean + chain.b), (1 + dt * chain.a) ** 2 * variance + 1.5 * dt
-    return mean, variance
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.0])
 def test_accepted_prior_paths_are_exact_posterior_paths(beta):
     """Of 60,000 prior paths the accepted have the closed-form moments, at the end and on the way."""
-    chain = QuadraticGaussian(c=beta * CHAIN.c, q=beta * CHAIN.q)  # the posterior at this beta
+    chain, prior = CHAIN.tempered(beta), CHAIN.tempered(0.0)
 
     @jax.jit
     def run(key):
         paths = rollout(key, CHAIN.process, CHAIN.prior, shape=(60_000, 1))
-        kept = accept(jax.random.fold_in(key, 1), CHAIN.log_reward(paths.xs[-1]), LOG_BOUND, beta=beta)
+        kept = accept(jax.random.fold_in(key, 1), CHAIN.log_reward(paths.xs[-1]), CHAIN.log_bound, beta=beta)
         return paths.xs, kept, rollout(key, chain.process, chain.exact, shape=(60_000, 1)).xs[4]
 
     xs, kept, exact_middle = jax.device_get(run(jax.random.key(0)))
     assert kept.dtype == np.bool_ and kept.sum() > 10_000
-    mean, variance = prior_law(CHAIN)
-    precision = 1 / variance + chain.q
-    posterior_mean, posterior_std = (mean / variance + chain.c) / precision, precision**-0.5
-    assert abs(posterior_mean - mean) > 0.1 and posterior_std < 0.9 * variance**0.5
-    assert_moments(xs[-1][kept], posterior_mean, posterior_std)
+    assert abs(chain.mean - prior.mean) > 0.1 and chain.std < 0.9 * prior.std
+    assert_moments(xs[-1][kept], chain.mean, chain.std)
     assert_moments(xs[4][kept], exact_middle.mean(0), exact_middle.std(0), standard_errors=6.0)
     # And the rate of acceptance is Z / R^beta.
-    rate = np.exp(chain.log_z - beta * LOG_BOUND)
+    rate = np.exp(chain.log_z - beta * CHAIN.log_bound)
     assert abs(kept.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / 60_000)
 
 

@@ -177,6 +177,14 @@ def test_the_average_of_certificates():
         certificate.average([])
 
 
+def test_the_bias_of_many_small_estimates_is_within_the_interval_of_their_average():
+    """Of 50 log-normal weights each: log Z is 0, the log of their mean about -(e - 1) / 100, and 2,500 agree on it."""
+    gaps = np.random.default_rng(0).normal(size=(2_500, 50)) - 0.5
+    mean = certificate.average([certificate.certify(gap) for gap in gaps])
+    low, high = mean.log_z_is_ci
+    assert low < 0.0 < high and abs(mean.log_z_is + (np.e - 1.0) / 100) < 0.01
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from check_workdir import problems
-from shrunk import assert_same_run, changed, latest_step, log_of
+from oracles import QuadraticGaussian, assert_moments
+from shrunk import assert_same_run, bare_domain, changed, latest_step, log_of
 from shrunk import gmm as gmm_of
 
 from configs import mnist as mnist_config
@@ -271,6 +272,13 @@ def test_a_guide_of_the_mixture_is_tempered_as_its_reward_is(config, key):
     assert float(jnp.abs(score()).max()) > 0.1
 
 
+def test_a_sample_is_off_the_modes_beyond_three_standard_deviations():
+    x = gmm.GRID[:4] + gmm.STD * np.outer([2.9, 3.1, 0.0, 4.0], [0.6, 0.8]).astype(np.float32)
+    found = gmm.evaluate(dict.fromkeys(("prior", "rtb", "exact", "exact_again"), x))["rtb"]
+    assert found["off_mode_mass"] == 0.5
+    assert [found["modes"][f"{a:g}, {b:g}"] for a, b in gmm.GRID] == [0.25] * 4 + [0.0] * 21
+
+
 @pytest.mark.slow
 def test_a_comparison_runs_every_variation_and_writes_table_and_figure(config, tmp_path, monkeypatch):
     runs = [("RTB", []), ("guided", [("posterior.kind", "classifier_guidance"), ("train.steps", 0)])]
@@ -308,6 +316,19 @@ def test_a_damaged_exact_set_is_drawn_again_with_a_warning(config, caplog, damag
     assert exact.posterior(config, domain, mesh).samples.tobytes() == first.samples.tobytes()
     assert "drawn anew" in caplog.text
     assert exact.cached(config, domain).log_z == first.log_z
+
+
+def test_exact_samples_and_their_log_z_are_of_r_to_the_power_of_beta(config):
+    """By closed form; the interval of log Z is of 95 %, and twice it is four standard errors."""
+    chain, beta = QuadraticGaussian(), 0.5
+    config = changed(config, objective__beta=beta, eval__exact_samples=2_000, eval__batch_size=2_000)
+    known = exact.draw(config, bare_domain(chain, chain.prior, (1,)), data_mesh(1))
+    target = chain.tempered(beta)
+    assert known.samples.shape == (1, 4_000, 1)
+    assert_moments(known.samples[0], target.mean, target.std)
+    (found,) = known.log_z
+    low, high = found.interval
+    assert abs(found.log_z - target.log_z) < high - low
 
 
 def test_an_exact_set_of_images_is_the_same_whether_it_is_drawn_or_read(config):

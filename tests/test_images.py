@@ -139,21 +139,31 @@ def test_one_posterior_for_many_labels(tmp_path):
 
 
 def test_a_posterior_guided_by_the_value_starts_as_that_guide():
-    """And its score then moves it, of which `inverse` has the same."""
+    """Which at the last step is log r itself; and its score then moves it, of which `inverse` has the same."""
     config = changed(get_config("smoke"), objective__beta=0.25, value__strength=2.0, steer__steps=0)
     domain = images.build(config)
     process, value = domain.process, rewards.load_value(config)
-    i, x = jnp.int32(2), jax.random.normal(jax.random.key(0), (3, 28, 28, 1))
-    t = process.time(i)
-    output = domain.prior(x, t, None)
-    features = domain.posterior.look(output, x, t, None)
-    mean = process.reverse(output, x, i).mean
-    gradient = jax.grad(lambda x: jnp.sum(value.log_h(value.params, x, process.time(i + 1), None)))(mean)
-    assert float(jnp.abs(gradient).max()) > 0.01
-    np.testing.assert_allclose(domain.posterior(x, t, None, features).score, 0.5 * gradient, rtol=1e-3, atol=1e-5)
+    x = jax.random.normal(jax.random.key(0), (3, 28, 28, 1))
+
+    def score_and_gradient(i, log_h, params=domain.posterior.params):
+        t = process.time(i)
+        output = domain.prior(x, t, None)
+        features = domain.posterior.look(output, x, t, None)
+        mean = process.reverse(output, x, i).mean
+        gradient = jax.grad(lambda x: jnp.sum(log_h(x)))(mean)
+        assert float(jnp.abs(gradient).max()) > 0.01
+        return domain.posterior.apply_fn(params, x, t, None, features).score, gradient
+
+    def log_h_at(i):
+        return lambda x: value.log_h(value.params, x, process.time(i), None)
+
+    i, last = jnp.int32(2), jnp.int32(process.num_steps - 1)
+    for step, log_h in ((i, log_h_at(i + 1)), (last, lambda x: domain.log_reward(x, None))):
+        found, gradient = score_and_gradient(step, log_h)
+        np.testing.assert_allclose(found, 0.5 * gradient, rtol=1e-3, atol=1e-5)
     params = domain.posterior.params
     stronger = params | {"log_strength": params["log_strength"].at[i].set(jnp.log(2.0))}
-    found = domain.posterior.apply_fn(stronger, x, t, None, features).score
+    found, gradient = score_and_gradient(i, log_h_at(i + 1), stronger)
     np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-5)
 
 

@@ -3,29 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from oracles import QuadraticGaussian
+from oracles import QuadraticGaussian, one_step
 
 import rtbjax
 from rtbjax import certificate
-from rtbjax.kernels import Gaussian
-from rtbjax.process import Process
 from rtbjax.types import Policy
 
 PATHS = 40_000
-
-
-def one_step(rho, std):
-    """``xs[0] ~ N(0, 1)``, then ``xs[1] ~ N(rho xs[0] + output, std^2)``: everything has a closed form."""
-    return Process(
-        num_steps=1,
-        init=lambda keys, shape, cond: jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(keys),
-        time=lambda i: jnp.float32(0.0),
-        reverse=lambda output, x, i: Gaussian(rho * x + output, jnp.float32(std)),
-        forward=lambda keys, x, i, cond: x,
-        marginal=lambda keys, x0, i, cond: x0,
-        denoise=lambda output, x, i: x,
-        target=lambda x0, x, i: Gaussian(x0, jnp.float32(std)),
-    )
 
 
 def shift(amount):

@@ -307,6 +307,20 @@ def test_denoising_loss_is_least_at_the_optimal_denoiser(key, kind):
     assert values[1] < values[0] and values[1] < values[2]
 
 
+def test_denoising_loss_is_the_divergence_of_all_steps(key):
+    """A drift to the only datum, off by its own amount at every step, which costs ``(off dt)^2 / (2 diffusion dt)``."""
+    diffusion, off = 1.5, np.array([0.5, -1.0, 2.0, 0.25])
+    process, datum = sde.brownian_bridge(4, diffusion), 0.7
+
+    def drift(params, x, t, cond):
+        return (datum - x) / (1.0 - t) + params[process.step_at(t)]
+
+    policy = Policy(jnp.asarray(off, jnp.float32), drift)
+    found = jax.jit(lambda key: rtbjax.denoising_loss(key, process, policy, jnp.full((8, 1), datum)))(key)
+    # Of 8 paths two are asked for each step.
+    np.testing.assert_allclose(found.mean(), np.sum(off**2) / 4 / (2.0 * diffusion), rtol=1e-4)
+
+
 def test_denoising_loss_of_a_masked_chain_is_least_at_the_conditionals(key):
     process = absorbing(schedules.linear_mask_rate(4), 3)
     x0 = jax.random.categorical(key, jnp.log(jnp.asarray([0.5, 0.3, 0.2])), shape=(4096, 1)).astype(jnp.int32)

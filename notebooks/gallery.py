@@ -38,7 +38,7 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
     PICTURES.mkdir(exist_ok=True)
     for name in parser.parse_args().names:
-        for picture in outputs(execute(name), "display_data")[-1:]:  # The last one, if there are many.
+        for picture in outputs(execute(name), "display_data")[:1]:  # The first one, if there are many.
             path = PICTURES / Path(name).with_suffix(".png").name
             path.write_bytes(base64.b64decode(picture.data["image/png"]))
             print(path)

@@ -1,7 +1,7 @@
 """25-Gaussian mixture: from 25 equal modes to 9 weighted ones (paper, sec. 3 and appendix C).
 
     python experiments/run.py --config=configs/gmm.py                     two and a half minutes on two cores
-    python experiments/run.py --config=configs/gmm.py:learned_variance    the posterior also learns its step variances
+    python experiments/run.py --config=configs/gmm.py:learned_variance    step variances are learned, too; four minutes
     python experiments/run.py --config=configs/gmm.py:figure1             RTB and eight comparisons, about an hour
     python experiments/run.py --config=configs/gmm.py:smoke               the whole path in about a minute
 

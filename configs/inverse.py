@@ -1,10 +1,10 @@
 """Inverse problems: an image that was seen through an operator and noise, and all the images it may have been.
 
-    python experiments/run.py --config=configs/inverse.py                     a digit whose lower half is missing
-    python experiments/run.py --config=configs/inverse.py:super_resolution    from means of 4 x 4 pixels
-    python experiments/run.py --config=configs/inverse.py:deblurring          under a Gaussian blur
-    python experiments/run.py --config=configs/inverse.py:phase_retrieval     from amplitudes of its Fourier transform
-    python experiments/run.py --config=configs/inverse.py:calibration         one posterior for many, and its coverage
+    python experiments/run.py --config=configs/inverse.py                     half a digit is missing; not measured
+    python experiments/run.py --config=configs/inverse.py:super_resolution    of means of 4 x 4 pixels; not measured
+    python experiments/run.py --config=configs/inverse.py:deblurring          under a Gaussian blur; not measured
+    python experiments/run.py --config=configs/inverse.py:phase_retrieval     of Fourier amplitudes; not measured
+    python experiments/run.py --config=configs/inverse.py:calibration         one for many, its coverage; not measured
     python experiments/run.py --config=configs/inverse.py:smoke               the whole path in about a minute
 
 The reward is r(x) = N(y | A(x), noise^2), and log Z the evidence log p(y). y is made of an image of the data

@@ -23,9 +23,9 @@ about 2 minutes each, from the 20 to 70 CPU seconds that runs with 200 of the 75
     --config.table.labels="('7',)" --config.table.seeds="(0,)" --config.table.methods="('rtb', 'dpok')"
 
 Expected: see docs/results/mnist.md and, of the table, vision.md there. Labels: 0..9, even, odd. One posterior for many
-labels, which it is told, by
+labels, which it is told, the digits (or --config.reward.label=parity, or digits_and_parity), by
 
-    python experiments/run.py --config=configs/mnist.py:conditional          label digits, or parity, digits_and_parity
+    python experiments/run.py --config=configs/mnist.py:conditional          hours, not measured
 """
 
 from configs.base import base, check_variant, regression

@@ -1,8 +1,8 @@
 """Stories: the missing fourth sentence of five, by a masked diffusion that has never seen an ending (paper, sec. 3.3).
 
-    python experiments/run.py --config=configs/stories.py                   the embedded stories
-    python experiments/run.py --config=configs/stories.py:gflownet          RTB on a language model, left to right
-    python experiments/run.py --config=configs/stories.py:table3            all methods over three seeds
+    python experiments/run.py --config=configs/stories.py                   embedded stories, six minutes on two cores
+    python experiments/run.py --config=configs/stories.py:gflownet          RTB on a language model; not measured
+    python experiments/run.py --config=configs/stories.py:table3            all methods, three seeds; half an hour
     python experiments/run.py --config=configs/stories.py:smoke             the whole path in about a minute
 
 Prior and reward of the default are shipped. Each was made by

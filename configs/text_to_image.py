@@ -2,8 +2,8 @@
 
     python experiments/run.py --config=configs/text_to_image.py                     "a red eight", six minutes of a core
     python experiments/run.py --config=configs/text_to_image.py --config.prompt="two red twos"
-    python experiments/run.py --config=configs/text_to_image.py:prompts             one posterior for four rare prompts
-    python experiments/run.py --config=configs/text_to_image.py:sweep               reward against diversity
+    python experiments/run.py --config=configs/text_to_image.py:prompts             for four rare prompts; not measured
+    python experiments/run.py --config=configs/text_to_image.py:sweep               reward and diversity; not measured
     python experiments/run.py --config=configs/text_to_image.py:smoke               the whole path in about a minute
 
 What the first has learned is shipped, as a LoRA of diffusers, and can be started from:
@@ -17,7 +17,7 @@ diffusers and was made in the order vae, text, prior, reward by
 and so on for :text, :prior and :reward; each says how to put what it made where the next one reads it. (Of the shipped
 ones vae, text and prior were resumed on a shortened schedule: a new training is alike, and not equal.)
 
-    python experiments/run.py --config=configs/text_to_image.py:sd15                Stable Diffusion 1.5, by hub id
+    python experiments/run.py --config=configs/text_to_image.py:sd15                by hub id; for an accelerator
 
 or from a folder, by --config.prior.folder=FOLDER. A reward of your own is a function (images, prompts) -> scores:
 

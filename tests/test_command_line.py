@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -119,6 +120,17 @@ def test_an_ill_typed_field_is_named_with_its_value_and_what_is_allowed(said, se
 def test_a_header_says_how_long_a_command_takes(given, said, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     assert run.header(given) == said
+
+
+def test_every_command_of_a_header_says_how_long_it_takes():
+    """Or that nobody knows; those that only change a field take as long as without."""
+    said = [
+        line
+        for path in (REPOSITORY / "configs").glob("*.py")
+        for line in re.findall(r"^ +python experiments/run\.py --config=\S+ {2,}.*$", path.read_text(), re.MULTILINE)
+    ]
+    timed = r"minutes?|hours?|\d s of|not measured|for an accelerator"
+    assert len(said) > 20 and [line for line in said if not re.search(timed, line)] == []
 
 
 def test_what_is_to_be_done_is_told_before_it_starts(tmp_path):

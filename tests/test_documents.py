@@ -8,8 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
+
+import rtbjax
+from configs import mnist
+from experiments import batches
+from rtbjax.nets import pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -65,6 +71,24 @@ def test_the_table_of_verdicts_has_the_words_that_runs_and_reports_have():
     section = (ROOT / "README.md").read_text().split("## Reading the certificate")[1]
     rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", section, re.MULTILINE)
     assert rows == [(name, *words) for name, words in VERDICTS.items()]
+
+
+@pytest.mark.parametrize("package", [rtbjax, pretrained], ids=lambda package: package.__name__)
+def test_every_public_name_has_a_place_in_the_reference(package):
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
+    public = [value for name, value in vars(package).items() if not name.startswith("_")]
+    defined = {value.__module__ for value in public if isinstance(value, type | FunctionType)}
+    assert defined and defined <= shown
+
+
+@pytest.mark.parametrize("devices", [64, 16])
+def test_the_batches_of_the_commands_for_pods_divide_over_their_devices(devices):
+    config, found = mnist.get_config(), (ROOT / "docs" / "tpu_pods.md").read_text()
+    sizes = re.findall(r"--config\.(\w+\.batch_size)=(\d+)", found)
+    assert {name for name, _ in sizes} == {"train.batch_size", "eval.batch_size"}
+    config.update_from_flattened_dict({name: int(size) for name, size in sizes})
+    batches.check_devices(config, devices)
 
 
 def test_variants_are_those_of_the_configs():

@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, and end where their text says."""
 
 import os
+import time
 
 import nbformat
 import pytest
@@ -29,7 +30,9 @@ def test_notebooks_are_stored_without_outputs(path):
     ],
 )
 def test_notebook_runs_and_reaches_its_verdicts(name, verdicts):
+    started = time.monotonic()
     notebook = gallery.execute(name)
+    assert time.monotonic() - started < 180
     printed = "".join(output.text for output in gallery.outputs(notebook, "stream") if output.name == "stdout")
     if name == "own_prior.ipynb" and os.environ.get("RTBJAX_NEEDS_TORCH"):
         assert "The black box is PyTorch" in printed

@@ -262,11 +262,11 @@ def test_the_gmm_reward_is_bounded_as_declared_and_log_z_is_zero(key):
 
 
 def test_a_guide_of_the_mixture_is_tempered_as_its_reward_is(config, key):
-    x = gmm.sample_mixture(key, 16)
+    x, t = gmm.sample_mixture(key, 16), jnp.float32(0.5)
 
     def score(**changes):
-        fields = dict(posterior__kind="classifier_guidance", train__steps=0) | changes
-        return gmm.build(changed(config, **fields)).posterior(x, jnp.float32(0.5), None).score
+        built = gmm.build(changed(config, posterior__kind="classifier_guidance", train__steps=0, **changes))
+        return built.posterior.look(built.prior(x, t, None), x, t, None)["score"]
 
     np.testing.assert_allclose(score(posterior__strength=2.0), score(objective__beta=2.0), rtol=1e-5)
     assert float(jnp.abs(score()).max()) > 0.1

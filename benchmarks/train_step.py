@@ -10,6 +10,7 @@ The rows of a shape are
     autodiff, checkpointed    the same, with the network's activations computed again
     PyTorch autograd, two-pass    an eager loop of the same networks, checked to agree (pip install -e ".[torch]")
     torchgfn                  that library's step on the 25-Gaussian mixture, where it is installed
+    rtbjax, N at once         with --chunks=N,...: the gradient of N steps per network call, as accelerators like it
     floor                     the network calls that no step can do without, jitted with nothing else
 
 They take turns, so that whatever else the machine does meets all of them. Where it does much, compare process times,
@@ -35,6 +36,7 @@ from benchmarks.steps import floor, ours, shapes
 from experiments import objectives
 from experiments.records import write_json
 from rtbjax.sharding import split_cpu
+from rtbjax.train import Objective
 
 try:
     import torch
@@ -69,15 +71,22 @@ def torch_rows(name: str, config, domain) -> dict[str, ours.Phases]:
     if torch is None:
         print('PyTorch is not installed (pip install -e ".[torch]"): its rows are left out.')
         return {}
+    try:
+        device = pytorch.device()
+    except RuntimeError as error:
+        print(f"{error}: its rows are left out.")
+        return {}
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     apart = pytorch.disagreement(config, domain, jax.random.key(1))
     if not apart <= pytorch.AGREEMENT:
         allowed = pytorch.AGREEMENT
         sys.exit(f"{name}: PyTorch's networks differ from ours by {apart:.2g}, which must be at most {allowed}.")
+    torch.backends.cuda.matmul.allow_tf32 = device.type == "cuda"  # Convolutions are by default.
     rows = {
-        "PyTorch autograd": {"step": pytorch.autograd(config, pytorch.problem(config, domain))},
-        "PyTorch two-pass": {"step": pytorch.two_pass(config, pytorch.problem(config, domain))},
+        "PyTorch autograd": pytorch.autograd(config, pytorch.problem(config, domain)),
+        "PyTorch two-pass": pytorch.two_pass(config, pytorch.problem(config, domain)),
     }
+    rows = {row: {"step": pytorch.blocking(step)} for row, step in rows.items()}
     if name == "gmm" and no_torchgfn:
         print(f"torchgfn cannot be imported ({no_torchgfn}): its row is left out.")
     elif name == "gmm":
@@ -116,7 +125,18 @@ def summary(phases: list[str], times: np.ndarray) -> dict[str, dict]:
     return {"step": quantiles(times.sum(axis=1))} | (parts if len(phases) > 1 else {})
 
 
-def compare(name: str, rounds: int, steps: int) -> dict:
+def at_once(config, domain, chunks: list[int]) -> dict[str, Objective]:
+    """Our step with the gradient of more steps per network call, of those numbers that divide them."""
+    found = {}
+    for chunk in chunks:
+        if config.process.num_steps % chunk == 0:
+            changed = config.copy_and_resolve_references()
+            changed.objective.chunk = chunk
+            found[f"rtbjax, {chunk} at once"] = objectives.make(changed, domain)
+    return found
+
+
+def compare(name: str, rounds: int, steps: int, chunks: list[int]) -> dict:
     """All rows of one shape."""
     config = shapes.config_of(name)
     domain = shapes.build(config)
@@ -125,6 +145,7 @@ def compare(name: str, rounds: int, steps: int) -> dict:
         "rtbjax": objectives.make(config, domain),
         "autodiff": ours.autodiff(config, domain, checkpointed=False),
         "autodiff, checkpointed": ours.autodiff(config, domain, checkpointed=True),
+        **at_once(config, domain, chunks),
     }
     rows = {row: ours.phases(config, domain, objective) for row, objective in our_objectives.items()}
     first = {"cold": ours.first_step(rows["rtbjax"])}
@@ -139,6 +160,7 @@ def compare(name: str, rounds: int, steps: int) -> dict:
     times = measure(rows, rounds, steps)
     result = {
         "shape": shapes.describe(config, domain),
+        "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),
         "load": {"before": load, "after": os.getloadavg()[0]},  # Over a minute; what is above the cores has waited.
         "versions": {"jax": jax.__version__, "torch": None if torch is None else torch.__version__},
@@ -171,7 +193,7 @@ def show(result: dict) -> None:
     cold, cached = result["first_step"]["cold"], result["first_step"]["cached"]
     print(f"    first step {cold:.1f} s, {cached:.1f} s with the persistent cache")
     cores, load = result["cores"], result["load"]
-    print(f"    {cores} cores, load {load['before']:.1f} to {load['after']:.1f}", flush=True)
+    print(f"    {result['device']}, {cores} cores, load {load['before']:.1f} to {load['after']:.1f}", flush=True)
 
 
 def scaling(rounds: int, steps: int) -> dict:
@@ -216,9 +238,11 @@ def main() -> None:
     parser.add_argument("--shapes", default=",".join(shapes.CONFIGS), help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each row takes (default %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per turn (default %(default)s)")
+    parser.add_argument("--chunks", default="", help="also ours with so many steps per gradient call")
     parser.add_argument("--out", type=Path, default=Path("runs/train_step.json"), help="default %(default)s")
     arguments = parser.parse_args()
     names = arguments.shapes.split(",")
+    chunks = [int(chunk) for chunk in arguments.chunks.split(",") if chunk]
     if unknown := set(names) - set(shapes.CONFIGS):
         parser.error(f"--shapes must be some of {', '.join(shapes.CONFIGS)}, got {', '.join(sorted(unknown))}.")
     if arguments.rounds < 1 or arguments.steps < 1:
@@ -230,7 +254,7 @@ def main() -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
         found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
         for name in names:
-            found[name] = compare(name, arguments.rounds, arguments.steps)
+            found[name] = compare(name, arguments.rounds, arguments.steps, chunks)
             if name == "gmm":
                 found[name]["scaling"] = scaling(arguments.rounds, arguments.steps)
             write_json(arguments.out, found)

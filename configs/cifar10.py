@@ -1,22 +1,18 @@
 """CIFAR-10: a diffusion prior over small pictures, the posterior one class under a classifier's likelihood.
 
-Weights of the two networks are not shipped yet. They are made, on --config.data.path=FILE.npz (arrays images, uint8
-[N, 32, 32, 3], and labels in 0..9), on the folder cifar-10-batches-bin of the binary version, or on what TFDS has
-prepared, by
+    python experiments/run.py --config=configs/cifar10.py                                a cat, HOURS
+    python experiments/run.py --config=configs/cifar10.py --config.reward.label=vehicle --workdir=runs/cifar10-vehicle
+    python experiments/run.py --config=configs/cifar10.py:smoke                          the whole path in about a minute
+
+Labels: airplane, ..., truck or 0..9, vehicle, animal. RTB needs no pictures. Both networks are shipped (the smoke
+variant's have random weights). Each is made anew, on --config.data.path=FILE.npz (arrays images, uint8 [N, 32, 32, 3],
+and labels in 0..9), on the folder cifar-10-batches-bin of the binary version, or on what TFDS has prepared, by
 
     python experiments/run.py --config=configs/cifar10.py --mode=pretrain                                the prior
     python experiments/run.py --config=configs/cifar10.py --mode=pretrain --config.pretrain.what=reward  the classifier
 
-each of which says how to use what it made. After that RTB needs no pictures:
-
-    python experiments/run.py --config=configs/cifar10.py --config.reward.label=cat
-
-Labels: airplane, ..., truck or 0..9, vehicle, animal. The whole path in about a minute, with small networks of random
-weights, which are shipped for that alone:
-
-    python experiments/run.py --config=configs/cifar10.py:smoke
-
-Neither network has been trained at this size, and no posterior of them has been measured: docs/results/cifar10.md
+in minutes of a GPU, for which more at once is better: --config.train.batch_size=512, --config.pretrain.batch_size=512.
+What was measured: docs/results/cifar10.md
 """
 
 from configs.base import base, check_variant

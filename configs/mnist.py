@@ -57,7 +57,7 @@ def get_config(variant: str = ""):
     config.reward.weights = "weights/mnist_classifier.safetensors"
     config.posterior.kind = "value_guided"  # steered: a third of the cost a sample, and farther.
     config.value = {"weights": "weights/mnist_value.safetensors"}  # Serves every label.
-    config.value.strength = 1.4  # Of its gradient, at the start of value_guided.
+    config.value.strength = 1.2  # Of its gradient, at the start of value_guided.
     config.value.refine = regression(
         steps=300, batch_size=256, learning_rate=3e-4, weight_decay=1e-2, ema=0.995, checkpoint_every=100
     )

@@ -15,7 +15,8 @@ def load(net: nn.Module, params) -> nn.Module:
     """Copies Flax parameters into the modules of their names."""
     for name, value in params.items():
         if not hasattr(value, "items"):
-            array, target = torch.tensor(np.asarray(value)), getattr(net, _NAMES.get(name, name))
+            target = getattr(net, _NAMES.get(name, name))
+            array = torch.tensor(np.asarray(value), device=target.device)
             if name == "kernel":  # Inputs before outputs, behind the window of a convolution.
                 array = array.permute(-1, -2, *range(array.ndim - 2))
             target.data = array.reshape(target.shape).contiguous()
@@ -30,7 +31,7 @@ def weights_of(net: nn.Module, like) -> dict:
     def read(name, value):
         if hasattr(value, "items"):
             return weights_of(getattr(net, name), value)
-        array = getattr(net, _NAMES.get(name, name)).detach().numpy()
+        array = getattr(net, _NAMES.get(name, name)).detach().cpu().numpy()
         if name == "kernel":
             array = np.moveaxis(array.reshape(*value.shape[-1:-3:-1], *value.shape[:-2]), (0, 1), (-1, -2))
         return np.array(array).reshape(value.shape)
@@ -168,8 +169,8 @@ class SelfAttention(nn.Module):
 
 def rotary(x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    rates = 10_000.0 ** (-torch.arange(half) / half)
-    angle = torch.arange(x.shape[-2])[:, None] * rates
+    rates = 10_000.0 ** (-torch.arange(half, device=x.device) / half)
+    angle = torch.arange(x.shape[-2], device=x.device)[:, None] * rates
     first, second = x[..., :half], x[..., half:]
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -1,7 +1,7 @@
 """The same step in eager PyTorch: the same networks and weights, the prior without gradient, one step after the other.
 
 Once with autograd through the log-probabilities of the whole path, once in two passes as the paper's reference code
-does it. The reward is asked of the domain itself.
+does it. The reward is asked of the domain itself. All of it is where JAX is, and as exact as JAX is there by default.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +24,31 @@ from experiments.images.posteriors import SCORE_SCALE
 
 # They agree to 1e-6, control's to 1.1e-5, in single precision; GELU by its other formula alone is 7e-4 or more off.
 AGREEMENT = 1e-4
+
+
+def device() -> torch.device:
+    """Where JAX computes.
+
+    Raises:
+      RuntimeError: this PyTorch cannot compute there.
+    """
+    if jax.default_backend() == "cpu":
+        return torch.device("cpu")
+    if jax.default_backend() != "gpu" or not torch.cuda.is_available():
+        raise RuntimeError(f"JAX computes on {jax.default_backend()}, and PyTorch cannot")
+    return torch.device("cuda")
+
+
+def blocking(step: Callable[[], None]) -> Callable[[], None]:
+    """The step, over when it is done."""
+    if device().type == "cpu":
+        return step
+
+    def run():
+        step()
+        torch.cuda.synchronize()
+
+    return run
 
 
 class Normal(NamedTuple):
@@ -119,22 +144,24 @@ class Problem(NamedTuple):
 def problem(config: ConfigDict, domain: Domain) -> Problem:
     """The domain of a config with the weights of its prior and its posterior."""
     make = {"gmm": _gmm, "images": _images, "control": _control, "stories": _stories}[config.domain]
-    prior, posterior, *functions = make(config, domain)
+    shape, cond, where = (config.train.batch_size, *domain.event_shape), condition(config, domain), device()
+    prior, posterior, *functions = (a.to(where) if isinstance(a, nn.Module) else a for a in make(config, domain))
     load(prior, domain.prior.params).requires_grad_(False)
     load(posterior, domain.posterior.params)
-    shape, cond = (config.train.batch_size, *domain.event_shape), condition(config, domain)
     keys = jax.random.split(jax.random.key(0), shape[0])
     first = domain.process.init(keys, shape, cond)
-    first = torch.tensor(np.asarray(first, np.int64 if domain.dtype == np.int32 else None))
+    first = torch.tensor(np.asarray(first, np.int64 if domain.dtype == np.int32 else None), device=where)
+
+    same = bool((first == first.flatten()[0]).all())  # Of tokens, and of the bridge.
 
     def start():
-        # Of tokens always the same, and of the bridge.
-        return first if (first == first.flatten()[0]).all() else torch.randn(shape)
+        return first if same else torch.randn(shape, device=where)
 
     def log_reward(x):
-        return torch.tensor(np.asarray(domain.log_reward(x.numpy().astype(domain.dtype), cond)))
+        found = domain.log_reward(x.cpu().numpy().astype(domain.dtype), cond)
+        return torch.tensor(np.asarray(found), device=where)
 
-    log_z = nn.Parameter(torch.zeros(())) if config.objective.log_z == "learned" else None
+    log_z = nn.Parameter(torch.zeros((), device=where)) if config.objective.log_z == "learned" else None
     return Problem(*functions, (prior, posterior), start, log_reward, log_z)
 
 
@@ -170,7 +197,7 @@ def _images(config, domain):
 
 def _control(config, domain):
     _, norm = control.load_prior(config)
-    states = torch.tensor(np.asarray(norm(condition(config, domain))))
+    states = torch.tensor(np.asarray(norm(condition(config, domain))), device=device())
     actions, observed = *domain.event_shape, states.shape[1]
     prior = PISNet(actions + observed, actions, config.prior.width)
     posterior = PISNet(2 * actions + observed, actions, config.posterior.width)
@@ -184,7 +211,7 @@ def _control(config, domain):
 
 def _stories(config, domain):
     cond, p, times = condition(config, domain), config.prior, _times(domain)
-    before, after = (torch.tensor(np.asarray(cond[name])).long() for name in ("before", "after"))
+    before, after = (torch.tensor(np.asarray(cond[name]), device=device()).long() for name in ("before", "after"))
     words, sizes = domain.prior.params["head"]["bias"].shape[0], (p.width, p.depth, p.heads)
     prior = MaskedTransformer(words, *sizes, sees_context=False)
     posterior = MaskedTransformer(words, *sizes, sees_context=True)
@@ -227,7 +254,7 @@ def autograd(config: ConfigDict, found: Problem) -> Callable[..., None]:
     learn = _optimizer(config, found)
 
     def step(width: float = 0.0):
-        x, log_ratio = found.start(), torch.zeros(())
+        x, log_ratio = found.start(), 0.0
         for i in range(config.process.num_steps):
             with torch.no_grad():
                 output = found.prior(x, i)
@@ -248,7 +275,7 @@ def two_pass(config: ConfigDict, found: Problem) -> Callable[[], None]:
 
     def step():
         with torch.no_grad():
-            xs, prior_outputs, log_ratio = [found.start()], [], torch.zeros(())
+            xs, prior_outputs, log_ratio = [found.start()], [], 0.0
             for i in range(config.process.num_steps):
                 x, output = xs[-1], found.prior(xs[-1], i)
                 law = found.posterior(x, i, output)
@@ -285,8 +312,13 @@ def training(config: ConfigDict, domain: Domain) -> Iterator[PyTree]:
 def disagreement(config: ConfigDict, domain: Domain, key) -> float:
     """The largest difference between laws of the two, relative to their size, at the first, a middle and the last step.
 
-    Of means, or of log-probabilities of tokens; at weights moved away from where last layers are zero.
+    Of means, or of log-probabilities of tokens, in float32; at weights moved away from where last layers are zero.
     """
+    with jax.default_matmul_precision("highest"), torch.backends.cudnn.flags(allow_tf32=False):
+        return _disagreement(config, domain, key)
+
+
+def _disagreement(config: ConfigDict, domain: Domain, key) -> float:
 
     def moved(policy, key):
         leaves, structure = jax.tree.flatten(policy.params)
@@ -314,10 +346,10 @@ def disagreement(config: ConfigDict, domain: Domain, key) -> float:
     worst = 0.0
     for i in (0, process.num_steps // 2, process.num_steps - 1):
         x = process.marginal(jax.random.split(noise_key, batch), x0, jnp.int32(i), cond)
-        tensor = torch.tensor(np.asarray(x, np.int64 if tokens else None))
+        tensor = torch.tensor(np.asarray(x, np.int64 if tokens else None), device=device())
         with torch.no_grad():
             output = found.prior(tensor, i)
             theirs = found.law(output, tensor, i)[0], found.posterior(tensor, i, output)[0]
         for ours, other in zip(laws(prior, posterior, x, jnp.int32(i)), theirs, strict=True):
-            worst = max(worst, float(np.abs(ours - other.numpy()).max() / np.abs(ours).max()))
+            worst = max(worst, float(np.abs(ours - other.cpu().numpy()).max() / np.abs(ours).max()))
     return worst

@@ -1,8 +1,8 @@
 """CIFAR-10: a diffusion prior over small pictures, the posterior one class under a classifier's likelihood.
 
-    python experiments/run.py --config=configs/cifar10.py                                a cat, HOURS
-    python experiments/run.py --config=configs/cifar10.py --config.reward.label=vehicle --workdir=runs/cifar10-vehicle
-    python experiments/run.py --config=configs/cifar10.py:smoke                          the whole path in about a minute
+    python experiments/run.py --config=configs/cifar10.py                         a cat, an hour of one core
+    python experiments/run.py --config=configs/cifar10.py --config.reward.label=vehicle --workdir=runs/vehicle
+    python experiments/run.py --config=configs/cifar10.py:smoke                   the whole path in about a minute
 
 Labels: airplane, ..., truck or 0..9, vehicle, animal. RTB needs no pictures. Both networks are shipped (the smoke
 variant's have random weights). Each is made anew, on --config.data.path=FILE.npz (arrays images, uint8 [N, 32, 32, 3],

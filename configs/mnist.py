@@ -2,14 +2,15 @@
 
     python experiments/run.py --config=configs/mnist.py                     ten minutes of one core
     python experiments/run.py --config=configs/mnist.py --config.reward.label=even --workdir=runs/mnist-even
-    python experiments/run.py --config=configs/mnist.py:quick               a first picture, in three minutes or four
-    python experiments/run.py --config=configs/mnist.py:full                hours; resumes where it was stopped
+    python experiments/run.py --config=configs/mnist.py:quick               a first picture, in three minutes
+    python experiments/run.py --config=configs/mnist.py:full                75 minutes; resumes where it was stopped
     python experiments/run.py --config=configs/mnist.py:smoke               the whole path in about a minute
     python experiments/run.py --config=configs/mnist.py:table2              the paper's table 2, 38 hours; resumes
     python experiments/run.py --config=configs/mnist.py:table2_even_odd     its second part, 8 hours
     python experiments/run.py --config=configs/mnist.py:table2_smoke        all its methods, one class, in three minutes
 
-The three networks are shipped. Each is made anew (on --config.data.path=digits.npz, or on what this machine has) by
+The three networks are shipped. Each is made anew (on --config.data.path=digits.npz, or on what this machine has; the
+shipped value by larger settings, on a GPU: docs/results/gpu.md) by
 
     python experiments/run.py --config=configs/mnist.py --mode=pretrain                                the prior
     python experiments/run.py --config=configs/mnist.py --mode=pretrain --config.pretrain.what=reward  the classifier
@@ -86,7 +87,7 @@ def get_config(variant: str = ""):
         config.train.steps = 10
         config.eval.num_samples = config.eval.batch_size = 500
     if variant == "full":
-        config.train.steps = 800
+        config.train.steps, config.train.batch_size = 160, 256
         config.eval.num_samples = 2_000
     if variant == "conditional":
         config.reward.label = "digits"

@@ -1,14 +1,16 @@
-"""How good the shipped prior and classifier of the digits are.
+"""How good the shipped prior and classifier of a set of images are.
 
-    python benchmarks/mnist_prior.py --train=mnist_train.npz --test=mnist_test.npz
+    python benchmarks/image_prior.py mnist --train=mnist_train.npz --test=mnist_test.npz
+    python benchmarks/image_prior.py cifar10 --train=cifar10_train.npz --test=cifar10_test.npz
 
-Both files hold arrays ``images`` (uint8 [N, 28, 28]) and ``labels``. Prints and writes as JSON (--out) the classifier's
-accuracy on the test digits, the share of each class among the prior's samples, Fréchet distances in the classifier's
-features (samples to test digits, and between two halves of these), and how far samples and test digits are from their
-nearest training digit, which tells a prior that memorised its data. About two minutes on two cores.
+The files hold arrays ``images`` (uint8 [N, H, W] or [N, H, W, C]) and ``labels``. Prints and writes as JSON (--out) the
+classifier's accuracy on the test images, the share of each class among the prior's samples, Fréchet distances in the
+classifier's features (samples to test images, and between two halves of these), and how far samples and test images are
+from their nearest training image, which tells a prior that memorised its data. Two minutes on two cores, of digits.
 """
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -18,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.mnist import get_config
 from experiments import data
 from experiments.domains import images
 from experiments.images import networks
@@ -45,18 +46,19 @@ def nearest_distances(x, train):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, help="npz file of training digits")
-    parser.add_argument("--test", required=True, help="npz file of test digits")
-    parser.add_argument("--samples", type=int, default=2000, help="of the prior, and of the test digits compared")
-    parser.add_argument("--out", default="runs/mnist_prior.json")
+    parser.add_argument("set", choices=list(data.SETS))
+    parser.add_argument("--train", required=True, help="npz file of training images")
+    parser.add_argument("--test", required=True, help="npz file of test images")
+    parser.add_argument("--samples", type=int, default=2000, help="of the prior, and of the test images compared")
+    parser.add_argument("--out", help="default runs/SET_prior.json")
     arguments = parser.parse_args()
-    train, test = data.mnist(arguments.train), data.mnist(arguments.test)
-    config, count = get_config(), arguments.samples
+    train, test = (data.load(arguments.set, path) for path in (arguments.train, arguments.test))
+    config, count = importlib.import_module(f"configs.{arguments.set}").get_config(), arguments.samples
     net, params = networks.load_classifier(config)
     logits = jax.jit(lambda x: net.apply({"params": params}, x))
     features = jax.jit(lambda x: net.apply({"params": params}, x, method="features"))
 
-    # The prior's last step leaves noise; digits are compared with the same noise on.
+    # The prior's last step leaves noise; test images are compared with the same noise on.
     noise = np.random.default_rng(0).normal(size=test.images.shape).astype(np.float32)
     noisy = test.images + config.process.min_std * noise
     x = prior_samples(config, count)
@@ -76,14 +78,14 @@ def main():
         "surer_than_90_percent": float(np.mean(in_batches(lambda x: jax.nn.softmax(logits(x)).max(axis=1), x) > 0.9)),
         "frechet_samples_to_test": frechet(in_batches(features, x), f_test[:count]),
         "frechet_test_to_test": frechet(f_test[count:], f_test[:count]),
-        "nearest_training_digit": {
+        "nearest_training_image": {
             name: {"median": np.median(d), "quantile_01": np.quantile(d, 0.01)} for name, d in near.items()
         },
         "samples_nearer_than_99_percent_of_test": float(np.mean(near["samples"] < np.quantile(near["test"], 0.01))),
     }
     for name, value in result.items():
         print(f"{name}: {value}")
-    write_json(Path(arguments.out), result)
+    write_json(Path(arguments.out or f"runs/{arguments.set}_prior.json"), result)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def get_config(variant: str = ""):
         config.eval.num_samples = config.eval.batch_size = 500
     if variant == "full":
         config.train.steps, config.train.batch_size = 160, 256
+        config.train.learning_rate = 5e-3
         config.eval.num_samples = 2_000
     if variant == "conditional":
         config.reward.label = "digits"

@@ -12,10 +12,12 @@ and labels in 0..9), on the folder cifar-10-batches-bin of the binary version, o
     python experiments/run.py --config=configs/cifar10.py --mode=pretrain --config.pretrain.what=reward  the classifier
 
 in minutes of a GPU, for which more at once is better: --config.train.batch_size=512, --config.pretrain.batch_size=512.
+A value of noisy pictures, as digits have one, is trained by --config.pretrain.what=value, and followed by
+--config.posterior.kind=value_guided --config.value.weights=FILE; none is shipped.
 What was measured: docs/results/cifar10.md
 """
 
-from configs.base import base, check_variant
+from configs.base import base, check_variant, regression
 
 VARIANTS = ("", "smoke")
 
@@ -32,6 +34,10 @@ def get_config(variant: str = ""):
     config.reward.label = "cat"
     config.reward.weights = "weights/cifar10_classifier.safetensors"
     config.reward.network = {"channels": (32, 64, 96), "num_blocks": (1, 1, 1)}
+    config.value = {"weights": "weights/cifar10_value.safetensors", "strength": 1.0}
+    config.value.refine = regression(
+        steps=2000, batch_size=128, learning_rate=1e-3, weight_decay=1e-2, ema=0.999, checkpoint_every=500
+    )
     config.process.num_steps = 32
     config.process.spacing = "log_snr"
     config.process.variance = "fixed_small"
@@ -51,6 +57,7 @@ def get_config(variant: str = ""):
     config.eval.batch_size = 250
     config.eval.exact_samples = 250
     config.pretrain.what = "prior"
+    config.pretrain.paths = 100_000  # Prior samples that a value is trained on, beside the pictures.
     config.pretrain.steps = 40_000
     config.pretrain.batch_size = 128
     config.pretrain.learning_rate = 1e-3
@@ -74,6 +81,7 @@ def get_config(variant: str = ""):
         config.eval.num_samples = config.eval.batch_size = 128
         config.eval.exact_samples = 32
         config.pretrain.steps = 600
+        config.pretrain.paths, config.value.refine.steps = 256, 60
         config.pretrain.batch_size = 64
         config.pretrain.learning_rate = 3e-3
     return config

@@ -11,6 +11,7 @@ from experiments import hosts, markdown, records
 from experiments.domains.base import Domain
 from experiments.exact import Exact
 from experiments.files import replacing
+from experiments.finite import Diverged
 
 COLUMNS = {
     "mode_tv": "mode TV",
@@ -22,6 +23,7 @@ COLUMNS = {
     "verdict": "verdict",
     "seconds": "seconds",
 }
+DIVERGED = "diverged"  # In place of a verdict.
 CRITERION = "sliced_w2"  # Smallest to the exact set: the best of several values of a setting.
 
 
@@ -84,12 +86,23 @@ def run(
 
 
 def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> str:
-    """One table and ``figure.png``; see `run`."""
+    """One table and ``figure.png``; see `run`.
+
+    Raises:
+      Diverged: the first variation did. Of the others it is a result, and their row says no more.
+    """
     rows, panels = {}, {}
     every = variations(config)
     for count, (name, one) in enumerate(every.items(), start=1):
         hosts.say(f"== {count} of {len(every)}: {name}")
-        done = execute(one, workdir / slug(name), mode)
+        try:
+            done = execute(one, workdir / slug(name), mode)
+        except Diverged as error:
+            if not rows:
+                raise
+            hosts.say(f"{name} diverged: {error}")
+            rows[name] = {"verdict": DIVERGED, "reason": str(error)}
+            continue
         with np.load(workdir / slug(name) / "samples.npz") as file:
             if not rows:
                 panels = {"prior": file["prior"]}
@@ -98,7 +111,8 @@ def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> s
                 rows = baselines(done.summary)
             panels[name] = file["x"]
         rows[name] = row(done.summary)
-    best = min(config.compare.get("tuned", ()), key=lambda name: rows[name][CRITERION], default=None)
+    tuned = [name for name in config.compare.get("tuned", ()) if CRITERION in rows[name]]
+    best = min(tuned, key=lambda name: rows[name][CRITERION], default=None)
     text = table(rows)
     records.write_table(workdir, "comparison", rows, text)
     titles = {name: f"{name}\n(the best of its kind)" if name == best else name for name in panels}

@@ -104,7 +104,11 @@ def confirm(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> bool:
     there = read_json(workdir / "config.json", "choose another --workdir")
     if there is None:
         return False
-    before, now = flatten(there), flatten(plain(config))
+    try:
+        before = flatten(there)
+    except RecursionError as error:  # Python's reader of JSON may take what its own calls do not.
+        raise WorkdirError(f"{workdir / 'config.json'} is nested too deeply; choose another --workdir.") from error
+    now = flatten(plain(config))
     changed = [
         f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
         for name in sorted(before.keys() | now.keys())

@@ -13,6 +13,7 @@ from experiments import compare, evaluate, hosts, markdown, records, settings
 from experiments.compare import Execute, Finished, slug
 from experiments.errors import ConfigError
 from experiments.files import replacing
+from experiments.finite import Diverged
 
 Row = dict[str, float | str | None]
 # By what a row calls them; the last two are seconds of this machine, compilation of the first batch left out.
@@ -135,11 +136,16 @@ def fill(
                 hosts.say(f"== {count} of {total}: {method.title}, {label}, seed {seed}")
                 one, place = cell(config, method, label, seed, workdir)
                 summary = finished(one, place) if mode == "train" else None
-                if summary is None:
-                    done = execute(one, place, mode)
-                    summary = done.summary
-                    jax.clear_caches()  # What one cell compiled no other uses.
-                for name, row in rows_of(summary, method.name).items():
+                try:
+                    if summary is None:
+                        done = execute(one, place, mode)
+                        summary = done.summary
+                        jax.clear_caches()  # What one cell compiled no other uses.
+                    found = rows_of(summary, method.name)
+                except Diverged as error:  # A result, too.
+                    hosts.say(f"{method.title} diverged: {error}")
+                    found = {method.name: {"reason": f"{label}, seed {seed} diverged"}}
+                for name, row in found.items():
                     rows.setdefault(name, {}).setdefault(label, {})[seed] = row
                 text = write(config, methods, rows, workdir)
         # Of a run that is only read if none of them was made now: its domain knows how to plot, and the exact set.
@@ -245,7 +251,10 @@ def show(done: Finished, methods: list[Method], label: str, seed: int, workdir: 
     """``samples-LABEL.png``: the first samples of the prior, of the exact posterior and of every method."""
     panels = {}
     for method in methods:
-        with np.load(folder(workdir, method.name, label, seed) / "samples.npz") as file:
+        path = folder(workdir, method.name, label, seed) / "samples.npz"
+        if not path.exists():  # It diverged.
+            continue
+        with np.load(path) as file:
             panels = panels or {"prior": file["prior"], "exact": done.domain.shown(done.exact.first())}
             panels[method.title] = file["x"]
     with replacing(workdir / f"samples-{label}.png") as partial:

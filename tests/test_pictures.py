@@ -93,7 +93,7 @@ def test_weights_of_digits_are_refused():
 
 @pytest.mark.slow
 def test_from_pictures_to_a_posterior(tmp_path):
-    """Both networks are trained, briefly, on pictures of a file; they serve a run, which needs the file no more."""
+    """The networks are trained, briefly, on pictures of a file; they serve a run, which needs the file no more."""
     path = tmp_path / "pictures.npz"
     config = changed(
         get_config("smoke"),
@@ -101,6 +101,9 @@ def test_from_pictures_to_a_posterior(tmp_path):
         data__path=pictures(path),
         pretrain__steps=20,
         pretrain__batch_size=8,
+        pretrain__paths=16,
+        value__refine__steps=4,
+        posterior__kind="value_guided",
         train__steps=2,
         train__batch_size=8,
         behaviour__accepted=0.0,
@@ -109,12 +112,12 @@ def test_from_pictures_to_a_posterior(tmp_path):
         eval__exact_samples=8,
         eval__exact_cache=str(tmp_path / "exact"),
     )
-    for what in ("prior", "reward"):
+    for what, made in (("prior", "prior"), ("reward", "classifier"), ("value", "value")):
         (tmp_path / what).mkdir()
         images.pretrain(changed(config, pretrain__what=what), tmp_path / what)
-    made = {name: next(tmp_path.glob(f"*/cifar10_{name}.safetensors")) for name in ("prior", "classifier")}
+        config[what].weights = str(tmp_path / what / f"cifar10_{made}.safetensors")
     path.unlink()
-    config = changed(config, data__path="", prior__weights=str(made["prior"]), reward__weights=str(made["classifier"]))
+    config.data.path = ""
     done = run.execute(config, tmp_path / "run")
     assert done.summary["data_source"] == "prior trained on 40 pictures from pictures.npz"
     assert done.exact.samples.shape == (1, 16, 32, 32, 3)

@@ -13,6 +13,7 @@ from configs import gmm, mnist
 from experiments import loop, records, run, settings, table, weights
 from experiments.compare import Finished
 from experiments.errors import ConfigError
+from experiments.finite import Diverged
 from experiments.images import rewards
 from rtbjax import Policy
 
@@ -122,6 +123,22 @@ def test_what_is_written(tmp_path):
     found = json.loads((tmp_path / "table.json").read_text())
     assert found["methods"]["rtb"]["cells"]["7"]["0"]["log_reward"] == pytest.approx(-0.7)
     assert found["methods"]["rtb"]["published"][0] == "-0.1734 ± 0.194" and "arXiv" in found["published_source"]
+
+
+def test_a_method_that_diverges_leaves_its_cells_empty_and_the_others_run(tmp_path):
+    class Diverges(Recorder):
+        def __call__(self, config, workdir, mode):
+            if config.eval.sampler == "best_of" and config.reward.label == "7":
+                raise Diverged("14 steps in a row were skipped.")
+            return super().__call__(config, workdir, mode)
+
+    execute = Diverges()
+    text = table.run(config(table__seeds=(0, 1)), tmp_path, execute, "train", rewards.labels)
+    assert len(execute.ran) == 2 * 2 * 3 - 2
+    assert "no certificate of best of 10: 7, seed 1 diverged." in text
+    cells = json.loads((tmp_path / "table.json").read_text())["methods"]["best_of"]["cells"]
+    assert cells["7"]["0"] == {"reason": "7, seed 0 diverged"} and cells["3"]["0"]["log_reward"] < 0.0
+    assert list(execute.plotted) == ["prior", "exact", "RTB", "SMC, RTB proposes"]
 
 
 def test_the_mean_and_its_two_spreads_by_hand():

@@ -6,11 +6,11 @@
 The rows of a shape are
 
     rtbjax                    a run's own step: rollout, then the gradient in two passes
+    rtbjax, N at once         with --chunks=N,...: the same with N steps per network call of the gradient
     autodiff                  the same with plain automatic differentiation through the scan over steps
     autodiff, checkpointed    the same, with the network's activations computed again
     PyTorch autograd, two-pass    an eager loop of the same networks, checked to agree (pip install -e ".[torch]")
     torchgfn                  that library's step on the 25-Gaussian mixture, where it is installed
-    rtbjax, N at once         with --chunks=N,...: the gradient of N steps per network call, as accelerators like it
     floor                     the network calls that no step can do without, jitted with nothing else
 
 They take turns, so that whatever else the machine does meets all of them. Where it does much, compare process times,
@@ -129,10 +129,12 @@ def at_once(config, domain, chunks: list[int]) -> dict[str, Objective]:
     """Our step with the gradient of more steps per network call, of those numbers that divide them."""
     found = {}
     for chunk in chunks:
-        if config.process.num_steps % chunk == 0:
-            changed = config.copy_and_resolve_references()
-            changed.objective.chunk = chunk
-            found[f"rtbjax, {chunk} at once"] = objectives.make(changed, domain)
+        if config.process.num_steps % chunk:
+            print(f"{chunk} at once are left out: they do not divide {config.process.num_steps} steps.")
+            continue
+        changed = config.copy_and_resolve_references()
+        changed.objective.chunk = chunk
+        found[f"rtbjax, {chunk} at once"] = objectives.make(changed, domain)
     return found
 
 

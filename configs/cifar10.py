@@ -1,19 +1,20 @@
 """CIFAR-10: a diffusion prior over small pictures, the posterior one class under a classifier's likelihood.
 
-    python experiments/run.py --config=configs/cifar10.py                         a cat, an hour of one core
+    python experiments/run.py --config=configs/cifar10.py                         a cat, an hour of one core and more
     python experiments/run.py --config=configs/cifar10.py --config.reward.label=vehicle --workdir=runs/vehicle
     python experiments/run.py --config=configs/cifar10.py:smoke                   the whole path in about a minute
 
 Labels: airplane, ..., truck or 0..9, vehicle, animal. RTB needs no pictures. Both networks are shipped (the smoke
 variant's have random weights). Each is made anew, on --config.data.path=FILE.npz (arrays images, uint8 [N, 32, 32, 3],
-and labels in 0..9), on the folder cifar-10-batches-bin of the binary version, or on what TFDS has prepared, by
+and labels in 0..9), on the folder cifar-10-batches-bin of the binary version, or on what TFDS has prepared (the shipped
+ones by the settings in docs/results/cifar10.md), by
 
     python experiments/run.py --config=configs/cifar10.py --mode=pretrain                                the prior
     python experiments/run.py --config=configs/cifar10.py --mode=pretrain --config.pretrain.what=reward  the classifier
 
-in minutes of a GPU, for which more at once is better: --config.train.batch_size=512, --config.pretrain.batch_size=512.
-A value of noisy pictures, as digits have one, is trained by --config.pretrain.what=value, and followed by
---config.posterior.kind=value_guided --config.value.weights=FILE; none is shipped.
+in minutes of a GPU, on which larger batches are faster: --config.train.batch_size=512, --config.pretrain.batch_size=512.
+A value of noisy pictures, as digits have one, is trained by --config.pretrain.what=value (not tried at this size), and
+followed by --config.posterior.kind=value_guided --config.value.weights=FILE; none is shipped.
 What was measured: docs/results/cifar10.md
 """
 

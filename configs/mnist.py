@@ -2,7 +2,7 @@
 
     python experiments/run.py --config=configs/mnist.py                     eight minutes of one core
     python experiments/run.py --config=configs/mnist.py --config.reward.label=even --workdir=runs/mnist-even
-    python experiments/run.py --config=configs/mnist.py:quick               a first picture, in three minutes
+    python experiments/run.py --config=configs/mnist.py:quick               a first picture, in two to three minutes
     python experiments/run.py --config=configs/mnist.py:full                75 minutes; resumes where it was stopped
     python experiments/run.py --config=configs/mnist.py:smoke               the whole path in about a minute
     python experiments/run.py --config=configs/mnist.py:table2              the paper's table 2, 38 hours; resumes
@@ -10,13 +10,13 @@
     python experiments/run.py --config=configs/mnist.py:table2_smoke        all its methods, one class, in three minutes
 
 The three networks are shipped. Each is made anew (on --config.data.path=digits.npz, or on what this machine has; the
-shipped value by larger settings, on a GPU: docs/results/gpu.md) by
+shipped value by larger settings, on a GPU: docs/results/mnist.md) by
 
     python experiments/run.py --config=configs/mnist.py --mode=pretrain                                the prior
     python experiments/run.py --config=configs/mnist.py --mode=pretrain --config.pretrain.what=reward  the classifier
     python experiments/run.py --config=configs/mnist.py:value --mode=pretrain                          the value
 
-Cost of the table on two free cores, per class and seed: RTB 10 (on one core); RTB from the prior, REINFORCE, DPOK
+Cost of the table on two free cores, per class and seed: RTB 8 (on one core); RTB from the prior, REINFORCE, DPOK
 and DDPO 160 steps of 4 s (a step of RTB, measured) and evaluation, 12 minutes each; the six others and SMC with RTB
 about 2 minutes each, from the 20 to 70 CPU seconds that runs with 200 of the 750 samples took; 75 minutes in all. Hence
 38 hours for ten classes and three seeds, exact sets of 4 minutes a class included. Less of it by

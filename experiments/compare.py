@@ -89,7 +89,7 @@ def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> s
     """One table and ``figure.png``; see `run`.
 
     Raises:
-      Diverged: the first variation did. Of the others it is a result, and their row says no more.
+      Diverged: the first variation did. A later one that does gets a row that says so.
     """
     rows, panels = {}, {}
     every = variations(config)

@@ -106,7 +106,7 @@ def confirm(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> bool:
         return False
     try:
         before = flatten(there)
-    except RecursionError as error:  # Python's reader of JSON may take what its own calls do not.
+    except RecursionError as error:  # json reads deeper than Python's own calls go.
         raise WorkdirError(f"{workdir / 'config.json'} is nested too deeply; choose another --workdir.") from error
     now = flatten(plain(config))
     changed = [

@@ -104,6 +104,8 @@ def run(
       mode: ``train``, or ``evaluate`` to evaluate each anew.
       check: raises if the domain of a config cannot be built; asked once for each label.
 
+    A cell that diverges stays empty, and so do those that start from it.
+
     Raises:
       ConfigError: a field of any cell, or a label, before the first one runs.
     """
@@ -129,28 +131,29 @@ def fill(
     rows: dict[str, dict[str, dict[int, Row]]] = {}
     text, count, total = "", 0, len(labels) * len(seeds) * len(methods)
     for label in labels:
-        done = None
+        done = readable = None
         for seed in seeds:
             for method in methods:
                 count += 1
                 hosts.say(f"== {count} of {total}: {method.title}, {label}, seed {seed}")
                 one, place = cell(config, method, label, seed, workdir)
                 summary = finished(one, place) if mode == "train" else None
-                try:
-                    if summary is None:
+                if summary is None and not (method.after and not rows[method.after][label][seed]):
+                    try:
                         done = execute(one, place, mode)
                         summary = done.summary
-                        jax.clear_caches()  # What one cell compiled no other uses.
-                    found = rows_of(summary, method.name)
-                except Diverged as error:  # A result, too.
-                    hosts.say(f"{method.title} diverged: {error}")
-                    found = {method.name: {"reason": f"{label}, seed {seed} diverged"}}
+                    except Diverged as error:  # A result, too.
+                        hosts.say(f"{method.title} diverged: {error}")
+                    jax.clear_caches()  # What one cell compiled no other uses.
+                readable = readable if summary is None else (one, place)
+                found = {method.name: {}} if summary is None else rows_of(summary, method.name)
                 for name, row in found.items():
                     rows.setdefault(name, {}).setdefault(label, {})[seed] = row
                 text = write(config, methods, rows, workdir)
         # Of a run that is only read if none of them was made now: its domain knows how to plot, and the exact set.
-        done = done or execute(*cell(config, methods[0], label, seeds[0], workdir), mode)
-        show(done, methods, label, seeds[0], workdir)
+        if readable:
+            sampled = [method for method in methods if rows[method.name][label][seeds[0]]]
+            show(done or execute(*readable, mode), sampled, label, seeds[0], workdir)
     return text
 
 
@@ -225,17 +228,14 @@ def written(titles: dict[str, str], means: dict, rows: dict, published: dict) ->
     for name, found in means.items():
         theirs = published["rows"].get(name, [""] * len(published["columns"]))
         lines.append(markdown.line([titles[name], *map(shown, found.values()), *theirs]))
-    of = "runs: " + ", ".join(f"{titles[name]} {sum(map(len, rows[name].values()))}" for name in means)
-    reasons = {
-        titles[name]: row["reason"]
-        for name in means
-        for of in rows[name].values()
-        for row in of.values()
-        if row.get("reason")
-    }
+    cells = {name: {f"{c}, seed {s}": row for c, of in rows[name].items() for s, row in of.items()} for name in means}
+    of = "runs: " + ", ".join(f"{titles[name]} {sum(map(bool, runs.values()))}" for name, runs in cells.items())
+    reasons = {titles[name]: r["reason"] for name, runs in cells.items() for r in runs.values() if r.get("reason")}
+    lost = {titles[name]: [where for where, row in runs.items() if not row] for name, runs in cells.items()}
     notes = ["mean ± standard deviation across labels (± across seeds)", of]
     notes += [f"published: {published['source']}"] if published["rows"] else []
     notes += [f"no certificate of {title}: {reason}" for title, reason in reasons.items()]
+    notes += [f"{title} diverged and has no numbers: {'; '.join(where)}" for title, where in lost.items() if where]
     return "\n".join([*lines, "", *(f"- {note}." for note in notes)]) + "\n"
 
 
@@ -251,10 +251,7 @@ def show(done: Finished, methods: list[Method], label: str, seed: int, workdir: 
     """``samples-LABEL.png``: the first samples of the prior, of the exact posterior and of every method."""
     panels = {}
     for method in methods:
-        path = folder(workdir, method.name, label, seed) / "samples.npz"
-        if not path.exists():  # It diverged.
-            continue
-        with np.load(path) as file:
+        with np.load(folder(workdir, method.name, label, seed) / "samples.npz") as file:
             panels = panels or {"prior": file["prior"], "exact": done.domain.shown(done.exact.first())}
             panels[method.title] = file["x"]
     with replacing(workdir / f"samples-{label}.png") as partial:

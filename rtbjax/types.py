@@ -51,8 +51,8 @@ class Shard:
         return jax.lax.all_gather(self.part, self.axis_name, axis=self.dim, tiled=True)
 
 
-# JAX's names of what makes a whole parameter of parts, and of one that varies over the mesh as what it meets.
-GATHERING = ("all_gather", "pvary")
+# What a gathered parameter passes through: the gather itself, and JAX's cast of what is the same on all devices.
+_GATHERING = ("all_gather", "pvary")
 
 
 def _is_shard(leaf: Any) -> bool:
@@ -105,7 +105,7 @@ class Policy:
             return self.apply_fn(self.params, x, t, cond, *extra)
 
         # The gradient gathers once more: kept for it, the whole parameters would lie on every device until then.
-        @partial(jax.checkpoint, policy=lambda primitive, *_, **__: primitive.name not in GATHERING)
+        @partial(jax.checkpoint, policy=lambda primitive, *_, **__: primitive.name not in _GATHERING)
         def gathered(params, *arguments):
             whole = jax.tree.map(lambda leaf: leaf.whole() if _is_shard(leaf) else leaf, params, is_leaf=_is_shard)
             return self.apply_fn(whole, *arguments)

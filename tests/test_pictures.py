@@ -28,6 +28,9 @@ def test_without_weights_it_names_the_commands_that_make_them(tmp_path):
     config = changed(get_config(), reward__weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(weights.WeightsError, match=f"{command} --config.pretrain.what=reward$"):
         networks.load_classifier(config)
+    config = changed(get_config(), value__weights=str(tmp_path / "none.safetensors"), posterior__kind="value_guided")
+    with pytest.raises(weights.WeightsError, match=f"{command} --config.pretrain.what=value$"):
+        images.build(config)
 
 
 def test_pictures_that_are_not_what_they_should_be(tmp_path):
@@ -118,6 +121,7 @@ def test_from_pictures_to_a_posterior(tmp_path):
         config[what].weights = str(tmp_path / what / f"cifar10_{made}.safetensors")
     path.unlink()
     config.data.path = ""
+    assert images.build(config).value is not None
     done = run.execute(config, tmp_path / "run")
     assert done.summary["data_source"] == "prior trained on 40 pictures from pictures.npz"
     assert done.exact.samples.shape == (1, 16, 32, 32, 3)

@@ -125,20 +125,40 @@ def test_what_is_written(tmp_path):
     assert found["methods"]["rtb"]["published"][0] == "-0.1734 ± 0.194" and "arXiv" in found["published_source"]
 
 
-def test_a_method_that_diverges_leaves_its_cells_empty_and_the_others_run(tmp_path):
-    class Diverges(Recorder):
-        def __call__(self, config, workdir, mode):
-            if config.eval.sampler == "best_of" and config.reward.label == "7":
-                raise Diverged("14 steps in a row were skipped.")
-            return super().__call__(config, workdir, mode)
+class Diverging(Recorder):
+    """One that fails of one method for sevens."""
 
-    execute = Diverges()
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def __call__(self, config, workdir, mode):
+        if workdir.parts[-3:-1] == (self.name, "7"):
+            raise Diverged("14 steps in a row were skipped.")
+        return super().__call__(config, workdir, mode)
+
+
+def test_a_method_that_diverges_leaves_its_cells_empty_and_the_others_run(tmp_path):
+    execute = Diverging("best-of")
     text = table.run(config(table__seeds=(0, 1)), tmp_path, execute, "train", rewards.labels)
     assert len(execute.ran) == 2 * 2 * 3 - 2
-    assert "no certificate of best of 10: 7, seed 1 diverged." in text
+    assert "runs: prior 4, exact (rejection) 4, RTB 4, SMC, RTB proposes 4, best of 10 2." in text
+    assert "- best of 10 diverged and has no numbers: 7, seed 0; 7, seed 1.\n" in text
     cells = json.loads((tmp_path / "table.json").read_text())["methods"]["best_of"]["cells"]
-    assert cells["7"]["0"] == {"reason": "7, seed 0 diverged"} and cells["3"]["0"]["log_reward"] < 0.0
+    assert cells["7"]["0"] == {} and cells["3"]["0"]["log_reward"] < 0.0
     assert list(execute.plotted) == ["prior", "exact", "RTB", "SMC, RTB proposes"]
+
+
+def test_what_starts_from_a_run_that_diverged_stays_empty_also_when_the_table_goes_on(tmp_path):
+    execute = Diverging("rtb")
+    text = table.run(config(), tmp_path, execute, "train", rewards.labels)
+    assert [str(folder.relative_to(tmp_path)) for _, folder in execute.ran[3:]] == ["best-of/7/seed-0"]
+    for title in ("RTB", "SMC, RTB proposes"):
+        assert f"- {title} diverged and has no numbers: 7, seed 0.\n" in text
+    assert table.run(config(), tmp_path, execute, "train", rewards.labels) == text and len(execute.ran) == 4
+    assert list(execute.plotted) == ["prior", "exact", "best of 10"]
+    only = config(table__labels=("7",), table__methods=("rtb",))
+    assert "runs: RTB 0." in table.run(only, tmp_path, execute, "train", rewards.labels)
 
 
 def test_the_mean_and_its_two_spreads_by_hand():

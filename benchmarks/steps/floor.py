@@ -17,9 +17,8 @@ from benchmarks.steps.shapes import condition
 from experiments.domains.base import Domain
 from rtbjax import Policy, Process, rollout
 
-# The fastest is looked for among up to so many steps, and numbers in their states, at once: on CPU, and elsewhere.
-MOST = {"cpu": (10, 65_536)}
-MOST_ELSEWHERE = (100, 2**24)
+# The fastest is looked for among up to so many steps, and numbers in their states, at once.
+MOST_ON_CPU, MOST_ELSEWHERE = (10, 65_536), (100, 2**24)
 
 
 def outputs(process: Process, policy: Policy, xs, cond, features, steps) -> Any:
@@ -68,7 +67,8 @@ def phases(config: ConfigDict, domain: Domain) -> tuple[Phases, dict[str, int]]:
     shape = (batch, *domain.event_shape)
     paths = jax.jit(lambda *policies: rollout(key, process, *policies, shape=shape, cond=cond))(prior, posterior)
     of_prior, of_posterior = (prior, paths.xs, cond), (posterior, paths.xs, cond, paths.features)
-    most_steps, most_numbers = MOST.get(jax.default_backend(), MOST_ELSEWHERE)
+    on_cpu = jax.default_backend() == "cpu"
+    most_steps, most_numbers = MOST_ON_CPU if on_cpu else MOST_ELSEWHERE
     chunks = [
         chunk
         for chunk in range(1, most_steps + 1)
@@ -77,7 +77,8 @@ def phases(config: ConfigDict, domain: Domain) -> tuple[Phases, dict[str, int]]:
 
     def fastest(make, arguments):
         """Of the compiled ones, on CPU by the time the process had, since others may have the machine too."""
-        clock, times = time.process_time if jax.default_backend() == "cpu" else time.perf_counter, {}
+        clock = time.process_time if on_cpu else time.perf_counter
+        times = {}
         for chunk in chunks:
             run = make(process, chunk)
             jax.block_until_ready(run(*arguments))

@@ -4,6 +4,7 @@ Once with autograd through the log-probabilities of the whole path, once in two 
 does it. The reward is asked of the domain itself. All of it is where JAX is, and as exact as JAX is there by default.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -49,6 +50,18 @@ def blocking(step: Callable[[], None]) -> Callable[[], None]:
         torch.cuda.synchronize()
 
     return run
+
+
+@contextlib.contextmanager
+def float32() -> Iterator[None]:
+    """Products and convolutions of both are in float32, also where TF32 is the rule."""
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with jax.default_matmul_precision("highest"), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 class Normal(NamedTuple):
@@ -151,7 +164,6 @@ def problem(config: ConfigDict, domain: Domain) -> Problem:
     keys = jax.random.split(jax.random.key(0), shape[0])
     first = domain.process.init(keys, shape, cond)
     first = torch.tensor(np.asarray(first, np.int64 if domain.dtype == np.int32 else None), device=where)
-
     same = bool((first == first.flatten()[0]).all())  # Of tokens, and of the bridge.
 
     def start():
@@ -309,16 +321,12 @@ def training(config: ConfigDict, domain: Domain) -> Iterator[PyTree]:
         yield weights_of(found.networks[1], domain.posterior.params)
 
 
+@float32()
 def disagreement(config: ConfigDict, domain: Domain, key) -> float:
     """The largest difference between laws of the two, relative to their size, at the first, a middle and the last step.
 
     Of means, or of log-probabilities of tokens, in float32; at weights moved away from where last layers are zero.
     """
-    with jax.default_matmul_precision("highest"), torch.backends.cudnn.flags(allow_tf32=False):
-        return _disagreement(config, domain, key)
-
-
-def _disagreement(config: ConfigDict, domain: Domain, key) -> float:
 
     def moved(policy, key):
         leaves, structure = jax.tree.flatten(policy.params)

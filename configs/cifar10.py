@@ -12,7 +12,7 @@ ones by the settings in docs/results/cifar10.md), by
     python experiments/run.py --config=configs/cifar10.py --mode=pretrain                                the prior
     python experiments/run.py --config=configs/cifar10.py --mode=pretrain --config.pretrain.what=reward  the classifier
 
-in minutes of a GPU, on which larger batches are faster: --config.train.batch_size=512, --config.pretrain.batch_size=512.
+in minutes of a GPU, where larger batches are faster: --config.train.batch_size=512, --config.pretrain.batch_size=512.
 A value of noisy pictures, as digits have one, is trained by --config.pretrain.what=value (not tried at this size), and
 followed by --config.posterior.kind=value_guided --config.value.weights=FILE; none is shipped.
 What was measured: docs/results/cifar10.md

@@ -23,7 +23,6 @@ COLUMNS = {
     "verdict": "verdict",
     "seconds": "seconds",
 }
-DIVERGED = "diverged"  # In place of a verdict.
 CRITERION = "sliced_w2"  # Smallest to the exact set: the best of several values of a setting.
 
 
@@ -100,8 +99,7 @@ def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> s
         except Diverged as error:
             if not rows:
                 raise
-            hosts.say(f"{name} diverged: {error}")
-            rows[name] = {"verdict": DIVERGED, "reason": str(error)}
+            rows[name] = diverged(name, error)
             continue
         with np.load(workdir / slug(name) / "samples.npz") as file:
             if not rows:
@@ -131,6 +129,12 @@ def baselines(summary: dict) -> dict[str, dict]:
 def row(summary: dict) -> dict:
     """One run's numbers by column."""
     return judged(summary) | {"seconds": summary["seconds"]["train"]}
+
+
+def diverged(name: str, error: Diverged) -> dict:
+    """Of a run that ended so, in place of its `row`; and it is said."""
+    hosts.say(f"{name} diverged: {error}")
+    return {"verdict": "diverged", "reason": str(error)}
 
 
 def judged(summary: dict) -> dict:

@@ -9,6 +9,7 @@ from shrunk import changed
 
 from configs.text_to_image import SWEEP, get_config
 from experiments import compare, run, settings
+from experiments.finite import Diverged
 from experiments.text_to_image import sweep
 
 PRIOR = {"log_reward": -3.0, "accuracy": 0.2, "diversity": 0.4}
@@ -50,9 +51,22 @@ def test_every_method_is_run_at_every_beta_and_ddpo_once(swept):
     assert (workdir / "figure.png").stat().st_size > 1000
 
 
+def test_a_method_that_diverges_has_a_row_and_no_point(tmp_path):
+    class Diverging(Recorder):
+        def __call__(self, config, folder, mode):
+            if config.objective.loss == "ddpo":
+                raise Diverged("14 steps in a row were skipped.")
+            return super().__call__(config, folder, mode)
+
+    text = compare.run(get_config("sweep"), tmp_path, Diverging(), "train", settings.check, sweep.collect)
+    assert "| DDPO |  |  |  |  |  | `diverged` |" in text
+    rows = json.loads((tmp_path / "comparison.json").read_text())
+    assert rows["DDPO"]["method"] == "DDPO" and "DDPO" not in sweep.curves(rows) and "DPOK" in sweep.curves(rows)
+
+
 def test_a_curve_goes_from_the_weakest_reward_to_the_strongest():
-    rows = {str(beta): {"method": "RTB", "beta": beta} for beta in (1.0, 0.01, 10.0)}
-    found = sweep.curves({"prior": {"method": "prior", "beta": 0.0}, **rows})
+    rows = {str(beta): {"method": "RTB", "beta": beta, "log_reward": 0.0} for beta in (1.0, 0.01, 10.0)}
+    found = sweep.curves({"prior": {"method": "prior", "beta": 0.0, "log_reward": -1.0}, **rows})
     assert [row["beta"] for row in found["RTB"]] == [0.01, 1.0, 10.0] and len(found["prior"]) == 1
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments import compare, hosts, records
 from experiments.files import replacing
+from experiments.finite import Diverged
 from experiments.markdown import head, line
 from experiments.plots import plt, save
 
@@ -45,18 +46,23 @@ Row = dict[str, Any]
 def collect(config: ConfigDict, workdir: Path, execute: compare.Execute, mode: str) -> str:
     """Fills the rows; after each writes ``comparison.json``, ``comparison.md`` and ``figure.png``. See `compare.run`.
 
-    Exact samples of a beta are a row of their own, once.
+    Exact samples of a beta are a row of their own, once. What diverges has a row, and no point in the figure.
     """
     rows: dict[str, Row] = {}
     text = ""
     for name, one in compare.variations(config).items():
         hosts.say(f"== {name}")
-        summary = execute(one, workdir / compare.slug(name), mode).summary
-        beta, metrics = one.objective.beta, summary["metrics"]
-        rows.setdefault(PRIOR, {"method": PRIOR, "beta": 0.0} | metrics["prior"])
-        if "exact" in metrics:
-            rows.setdefault(f"exact, beta {beta:g}", {"method": EXACT, "beta": beta} | metrics["exact"])
-        rows[name] = {"method": METHODS[one.objective.loss], "beta": strength(one)} | compare.row(summary)
+        beta = one.objective.beta
+        try:
+            summary = execute(one, workdir / compare.slug(name), mode).summary
+        except Diverged as error:
+            found = compare.diverged(name, error)
+        else:
+            found, metrics = compare.row(summary), summary["metrics"]
+            rows.setdefault(PRIOR, {"method": PRIOR, "beta": 0.0} | metrics["prior"])
+            if "exact" in metrics:
+                rows.setdefault(f"exact, beta {beta:g}", {"method": EXACT, "beta": beta} | metrics["exact"])
+        rows[name] = {"method": METHODS[one.objective.loss], "beta": strength(one)} | found
         text = table(rows)
         records.write_table(workdir, "comparison", rows, text)
         with replacing(workdir / "figure.png") as partial:
@@ -72,9 +78,11 @@ def strength(config: ConfigDict) -> float | None:
 
 
 def curves(rows: dict[str, Row]) -> dict[str, list[Row]]:
-    """The rows of each method, from the weakest reward to the strongest."""
+    """The rows of each method that have numbers, from the weakest reward to the strongest."""
     found: dict[str, list[Row]] = {}
     for row in rows.values():
+        if "log_reward" not in row:
+            continue
         found.setdefault(row["method"], []).append(row)
     return {method: sorted(of, key=lambda row: row["beta"] or 0.0) for method, of in found.items()}
 

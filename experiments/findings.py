@@ -17,7 +17,7 @@ _REASONS = {
     "path_kl": "no reference log Z is known",
     "eubo": "r has no declared bound, or no prior path was accepted",
     "pareto_k": "too few paths, or too few different weights, to have a tail",
-    "log_z_reference_pareto_k": "no reference, or one that no tail can mislead",
+    "log_z_reference_pareto_k": "no reference, or the mean of an r whose bound rules a tail out",
     "compile": "the run was not timed",
     "first_step": "the last sitting took no training step",
     "train": "the run was not timed",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -254,14 +255,14 @@ def final_params(workdir: Path) -> Path:
 
 
 def restore(config: ConfigDict, domain: Domain, workdir: Path) -> Policy:
-    """The posterior a finished run left behind.
+    """The posterior a finished run left behind, its parameters arrays of JAX, which any function of them can index.
 
     Raises:
       CheckpointError: the run has not finished.
       experiments.weights.WeightsError: its parameters cannot be read.
     """
     params: Any = weights.load(final_params(workdir), objectives.initial_params(config, domain))
-    return domain.posterior.replace(params=params["policy"])
+    return domain.posterior.replace(params=jax.tree.map(jnp.asarray, params["policy"]))
 
 
 def started(config: ConfigDict, domain: Domain) -> PyTree:

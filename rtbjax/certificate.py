@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
 VERDICTS = {
     "consistent": Verdict(
         f"the estimates of log Z agree, ESS is at least {MIN_ESS}, path-KL at most {MAX_PATH_KL} nats",
-        "use the samples as they are",
+        "use the samples as they are, or reweighted where the last few percent matter",
     ),
     "importance_weight": Verdict(
         "the estimates agree, but the samples do not follow the posterior yet",
@@ -61,7 +61,7 @@ VERDICTS = {
     ),
     "coverage_unchecked": Verdict(
         "no reference log Z is known, so modes that are never sampled would go unnoticed",
-        "give one: of prior samples (rtbjax.from_prior), or a known value",
+        "give one: of prior samples (rtbjax.from_prior), or a known one (rtbjax.certificate.exact)",
     ),
 }
 

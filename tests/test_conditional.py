@@ -94,7 +94,7 @@ def test_training_reaches_the_posterior_of_every_condition(how, tmp_path):
     assert abs(found["elbo"] - np.mean(closed)) < 0.03 and found["num_paths"] == 2_000
     if how == "conditional":
         final = loop.restore(one, here, tmp_path)
-        assert final.params.keys() == {"gain"}
+        assert final.params.keys() == {"gain"} and isinstance(final.params["gain"], jax.Array)
     with np.load(tmp_path / "samples.npz") as file:
         assert file["x"].shape == (4, 500, 2) and file["log_weight"].shape == (4, 500)
 

@@ -1,15 +1,17 @@
 """CIFAR-10 in the images' domain: what is read, what is refused, and the whole path from pictures to a posterior."""
 
+import jax
 import numpy as np
 import pytest
 from check_workdir import problems
 from shrunk import changed
 
 from configs.cifar10 import get_config
-from experiments import data, run, weights
+from experiments import data, loop, run, weights
 from experiments.domains import images
 from experiments.errors import ConfigError
 from experiments.images import networks, rewards
+from rtbjax import rollout
 
 
 def pictures(path, shape=(40, 32, 32, 3), labels=None):
@@ -22,8 +24,10 @@ def pictures(path, shape=(40, 32, 32, 3), labels=None):
 
 def test_without_weights_it_names_the_commands_that_make_them(tmp_path):
     config = changed(get_config(), prior__weights=str(tmp_path / "none.safetensors"))
-    command = "it is made by: python experiments/run.py --config=configs/cifar10.py --mode=pretrain"
-    with pytest.raises(weights.WeightsError, match=f"no weights file .*none.safetensors; {command}$"):
+    command = "one is made, and named, by: python experiments/run.py --config=configs/cifar10.py --mode=pretrain"
+    with pytest.raises(
+        weights.WeightsError, match=f"no weights file .*none.safetensors, which config.prior.weights .*; {command}$"
+    ):
         images.build(config)
     config = changed(get_config(), reward__weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(weights.WeightsError, match=f"{command} --config.pretrain.what=reward$"):
@@ -126,6 +130,9 @@ def test_from_pictures_to_a_posterior(tmp_path):
     assert done.summary["data_source"] == "prior trained on 40 pictures from pictures.npz"
     assert done.exact.samples.shape == (1, 16, 32, 32, 3)
     assert problems(tmp_path / "run") == []
+    posterior = loop.restore(config, done.domain, tmp_path / "run")  # Indexed by the step: no array of NumPy would do.
+    paths = rollout(jax.random.key(0), done.domain.process, done.domain.prior, posterior, shape=(2, 32, 32, 3))
+    assert np.isfinite(np.sum(paths.log_ratio))
     found = done.summary["metrics"]["rtb"]
     assert set(found) == {"log_reward", "diversity", "frechet_to_exact", "accuracy", "classes", "c2st"}
     assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")

@@ -46,7 +46,10 @@ def load(config: ConfigDict, what: str, like: PyTree) -> PyTree:
     if not path.is_file():
         command = f"python experiments/run.py --config=configs/{config.data.set}.py --mode=pretrain"
         option = "" if what == "prior" else f" --config.pretrain.what={what}"
-        raise weights.WeightsError(f"There is no weights file {path}; it is made by: {command}{option}")
+        raise weights.WeightsError(
+            f"There is no weights file {path}, which config.{what}.weights asks for; one is made, and named, by: "
+            f"{command}{option}"
+        )
     return weights.load(path, like)
 
 

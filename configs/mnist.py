@@ -3,7 +3,7 @@
     python experiments/run.py --config=configs/mnist.py                     eight minutes of one core
     python experiments/run.py --config=configs/mnist.py --config.reward.label=even --workdir=runs/mnist-even
     python experiments/run.py --config=configs/mnist.py:quick               a first picture, in two to three minutes
-    python experiments/run.py --config=configs/mnist.py:full                75 minutes; resumes where it was stopped
+    python experiments/run.py --config=configs/mnist.py:full                70 minutes; resumes where it was stopped
     python experiments/run.py --config=configs/mnist.py:smoke               the whole path in about a minute
     python experiments/run.py --config=configs/mnist.py:table2              the paper's table 2, 38 hours; resumes
     python experiments/run.py --config=configs/mnist.py:table2_even_odd     its second part, 8 hours

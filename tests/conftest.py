@@ -1,8 +1,10 @@
 import os
 
-# Before JAX starts. Sharding is tested on 8 forced CPU devices; and tests compile more than they compute.
+# Before JAX starts. Sharding is tested on 8 forced CPU devices, whose threads meet late where the cores are busy, which
+# XLA takes for a deadlock after 40 seconds; and tests compile more than they compute.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 

@@ -34,6 +34,7 @@ import numpy as np
 
 from benchmarks.steps import floor, ours, shapes
 from experiments import objectives
+from experiments.compare import changed
 from experiments.records import write_json
 from rtbjax.sharding import split_cpu
 from rtbjax.train import Objective
@@ -132,9 +133,7 @@ def at_once(config, domain, chunks: list[int]) -> dict[str, Objective]:
         if config.process.num_steps % chunk:
             print(f"{chunk} at once are left out: they do not divide {config.process.num_steps} steps.")
             continue
-        changed = config.copy_and_resolve_references()
-        changed.objective.chunk = chunk
-        found[f"rtbjax, {chunk} at once"] = objectives.make(changed, domain)
+        found[f"rtbjax, {chunk} at once"] = objectives.make(changed(config, {"objective.chunk": chunk}), domain)
     return found
 
 
@@ -201,7 +200,7 @@ def show(result: dict) -> None:
 def scaling(rounds: int, steps: int) -> dict:
     """How a step of the 25-Gaussian mixture goes with its number of steps and its batch, and its memory with steps."""
 
-    def changed(num_steps, batch):
+    def sized(num_steps, batch):
         config = shapes.config_of("gmm")
         config.process.num_steps, config.train.batch_size = num_steps, batch
         domain = shapes.build(config)
@@ -210,7 +209,7 @@ def scaling(rounds: int, steps: int) -> dict:
     usual = shapes.config_of("gmm")
     length, batch = usual.process.num_steps, usual.train.batch_size
     sizes = sorted({(t, batch) for t in LENGTHS} | {(length, b) for b in BATCHES})
-    rows = {str(size): ours.phases(*changed(*size)) for size in sizes}
+    rows = {str(size): ours.phases(*sized(*size)) for size in sizes}
     for made in rows.values():
         ours.first_step(made)
     times = measure(rows, rounds, steps)
@@ -219,7 +218,7 @@ def scaling(rounds: int, steps: int) -> dict:
     def exponent(sizes, seconds):
         return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
-    memory = {t: ours.memory(*changed(t, batch)) for t in (length, LONG)}
+    memory = {t: ours.memory(*sized(t, batch)) for t in (length, LONG)}
     result = {
         "process_seconds": {f"T={t}, B={b}": seconds for (t, b), seconds in took.items()},
         "exponent_in_steps": exponent(LENGTHS, [took[t, batch] for t in LENGTHS]),

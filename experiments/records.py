@@ -104,11 +104,7 @@ def confirm(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> bool:
     there = read_json(workdir / "config.json", "choose another --workdir")
     if there is None:
         return False
-    try:
-        before = flatten(there)
-    except RecursionError as error:  # json reads deeper than Python's own calls go.
-        raise WorkdirError(f"{workdir / 'config.json'} is nested too deeply; choose another --workdir.") from error
-    now = flatten(plain(config))
+    before, now = flatten(there), flatten(plain(config))
     changed = [
         f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
         for name in sorted(before.keys() | now.keys())
@@ -244,12 +240,15 @@ def read_summary(workdir: Path) -> dict | None:
     return read_json(workdir / "summary.json", "delete it to evaluate again")
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+def flatten(tree: dict) -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``, however deep: json reads deeper than Python's own calls go."""
+    flat, left = {}, [(f"{key}", value) for key, value in reversed(tree.items())]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{name}.{key}", inner) for key, inner in reversed(value.items())]
+        else:
+            flat[name] = value
     return flat
 
 

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,10 +73,23 @@ class Checkpoints:
         except Exception as error:
             if not _refused(error):
                 raise
+            self._discard(step)
             raise CheckpointError(
                 f"The checkpoint of step {step} cannot be written to {self._directory} ({_reason(error)}); once it "
                 "can, the same command goes on from the one before."
             ) from error
+
+    def _discard(self, step: int) -> None:
+        """Removes what a refused write left, once the writes that were under way beside it have ended.
+
+        One that ends later makes its folder anew, and this process's next run could not remove what still grows.
+        """
+        half = self._directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
+        for _ in range(50):
+            shutil.rmtree(half, ignore_errors=True)
+            time.sleep(0.1)
+            if not half.exists():
+                return
 
     def restore(self, like: PyTree) -> tuple[int, Any] | None:
         """The newest readable checkpoint as ``(step, tree)``, or None if there is none at all.

@@ -80,6 +80,7 @@ def test_a_checkpoint_the_system_refuses_leaves_the_one_before_and_the_run_goes_
     ):
         run.execute(config, cut)
     assert latest_step(cut) == (2 if fails == 2 else None)
+    assert not list((cut / "checkpoints").glob(f"{2 * fails}*"))  # Not half there.
     monkeypatch.setattr(Checkpoints, "save", save)
     run.execute(config, cut)
     assert_same_run(cut, whole)

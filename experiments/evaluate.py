@@ -217,7 +217,8 @@ def report(summary: dict[str, Any]) -> str:
     gap = "path-KL unknown" if c["path_kl"] is None else f"path-KL {c['path_kl']:.3f}"
     lines.append(f"       {bounds}; {gap} nats; ESS {c['ess']:.1%}")
     meaning, advice = certificate.VERDICTS[c["verdict"]]
-    lines.append(f"verdict: {c['verdict']}: {meaning}; {advice}.")
+    lines.append(f"verdict: {c['verdict']}: {c['reason']}")
+    lines.append(f"         which says: {meaning}; {advice}.")
     return "\n".join(lines)
 
 

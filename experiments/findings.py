@@ -45,12 +45,13 @@ def value(found: Any, name: str) -> Html:
 
 
 def verdict(certificate: dict[str, Any]) -> Html:
-    """The verdict, what it means, and what to do about it; or why there is none."""
+    """The verdict, what decided it, what it means, and what to do about it; or why there is none."""
     name = certificate["verdict"]
     if name is None:
         return tag("p", f"No certificate: {certificate['reason']}.", class_="verdict")
     meaning, advice = VERDICTS[name]
-    return tag("p", tag("strong", name), f": {meaning}. What to do: {advice}.", class_=f"verdict {name}")
+    words = f": {certificate['reason']}. It says: {meaning}. What to do: {advice}."
+    return tag("p", tag("strong", name), words, class_=f"verdict {name}")
 
 
 def of_certificate(certificate: dict[str, Any]) -> Iterator[Html]:

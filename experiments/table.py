@@ -172,7 +172,7 @@ def rows_of(summary: dict, name: str) -> dict[str, Row]:
     if "exact" in rows:  # r is at most 1: rejection takes 1 / Z prior samples for each of its own.
         rows["exact"]["sample_seconds"] = seconds["prior_sample"] * float(np.exp(-c["log_z_reference"]))
     rows[name] = compare.judged(summary) | {
-        "reason": c.get("reason"),
+        "reason": c["reason"] if c["verdict"] is None else None,
         "train_seconds": seconds["train"] if summary["steps"] else None,
         "sample_seconds": seconds["sample"],
     }

@@ -106,6 +106,7 @@ class Certificate:
       path_kl_lower: log_z_is - ELBO, what remains without a reference.
       num_paths: N.
       verdict: one of `VERDICTS`.
+      reason: the numbers that decided it, in words.
     """
 
     log_z_is: float
@@ -122,6 +123,7 @@ class Certificate:
     path_kl_lower: float
     num_paths: int
     verdict: str
+    reason: str
 
     def to_dict(self) -> dict:
         """As written to ``summary.json``."""
@@ -174,6 +176,10 @@ def _conclude(
 ) -> Certificate:
     """The certificate of these numbers: what follows from them, verdict included."""
     path_kl = None if reference is None else reference.log_z - elbo
+    if enough:
+        verdict, reason = _verdict(estimate, reference, ess, path_kl)
+    else:
+        verdict, reason = "unreliable", f"fewer than {MIN_PATHS} paths do not show the tail of their weights"
     return Certificate(
         log_z_is=estimate.log_z,
         log_z_is_ci=estimate.interval,
@@ -188,7 +194,8 @@ def _conclude(
         path_kl=path_kl,
         path_kl_lower=estimate.log_z - elbo,
         num_paths=num_paths,
-        verdict=_verdict(estimate, reference, ess, path_kl) if enough else "unreliable",
+        verdict=verdict,
+        reason=reason,
     )
 
 
@@ -248,21 +255,30 @@ def _log_weights(name: str, values: ArrayLike, axis: str, *, at_least: int, zero
     return values
 
 
-def _verdict(estimate: Estimate, reference: Estimate | None, ess: float, path_kl: float | None) -> str:
+def _verdict(estimate: Estimate, reference: Estimate | None, ess: float, path_kl: float | None) -> tuple[str, str]:
+    """The verdict, and the numbers that decided it."""
     low, high = estimate.interval
-    if (estimate.heavy and ess < EVEN_ESS) or high - low > MAX_INTERVAL:
-        return "unreliable"
-    if reference is None:
-        return "coverage_unchecked"
-    if high < reference.interval[0] - RESOLUTION:
-        return "modes_missing"
-    if low > reference.interval[1] + RESOLUTION:
+    if estimate.heavy and ess < EVEN_ESS:
+        return "unreliable", f"the paths' weights have Pareto k {estimate.pareto_k:.2f}, above {MAX_PARETO_K}"
+    if high - low > MAX_INTERVAL:
+        return "unreliable", f"the paths' log Z has an interval {high - low:.2f} nats wide, above {MAX_INTERVAL}"
+    if reference is None or path_kl is None:
+        return "coverage_unchecked", "there is no reference log Z"
+    lowest, highest = reference.interval
+    if high < lowest - RESOLUTION:
+        return "modes_missing", f"the paths' log Z is at most {high:.3f}, the reference's at least {lowest:.3f}"
+    if low > highest + RESOLUTION:
         # Posterior paths found more mass than the reference knows of: it is the reference that missed something.
-        return "unreliable"
-    if reference.heavy or reference.interval[1] - reference.interval[0] > MAX_INTERVAL:
-        return "unreliable"
-    close = path_kl is not None and path_kl <= MAX_PATH_KL
-    return "consistent" if ess >= MIN_ESS and close else "importance_weight"
+        return "unreliable", f"the reference's log Z is at most {highest:.3f}, where the paths find at least {low:.3f}"
+    if reference.heavy:
+        return "unreliable", f"the reference's weights have Pareto k {reference.pareto_k:.2f}, above {MAX_PARETO_K}"
+    if highest - lowest > MAX_INTERVAL:
+        return "unreliable", f"the reference has an interval {highest - lowest:.2f} nats wide, above {MAX_INTERVAL}"
+    far = [f"ESS is {ess:.1%}, below {MIN_ESS:.0%}"] if ess < MIN_ESS else []
+    far += [f"path-KL is {path_kl:.2f} nats, above {MAX_PATH_KL}"] if path_kl > MAX_PATH_KL else []
+    if far:
+        return "importance_weight", " and ".join(far)
+    return "consistent", f"ESS is {ess:.1%}, path-KL {path_kl:.3f} nats"
 
 
 def _log_mean_exp(log_w: np.ndarray, ess: float, source: str) -> Estimate:

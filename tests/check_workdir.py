@@ -41,6 +41,7 @@ CERTIFICATE = (
     "path_kl_lower",
     "num_paths",
     "verdict",
+    "reason",
 )
 # Values that need not exist: of the tail of few, even or bounded weights, and of accepted paths where none was accepted
 # or r has no bound. Where there is no reference log Z, all that is measured against it is null, and else nothing is.
@@ -99,7 +100,7 @@ def _certificate(values: dict) -> list[str]:
     if found:
         return found
     if values["verdict"] is None:  # Selected samples.
-        return [] if values.get("reason") else ["certificate has neither a verdict nor a reason"]
+        return [] if values["reason"] else ["certificate has neither a verdict nor a reason"]
     if values["verdict"] not in VERDICTS:
         found.append(f"verdict {values['verdict']!r} is none of {', '.join(VERDICTS)}")
     unknown = [name for name in REFERENCE if values[name] is None]
@@ -107,7 +108,7 @@ def _certificate(values: dict) -> list[str]:
         found.append(f"certificate.{' and '.join(unknown)} is null, but there is a reference")
     if unknown and values["verdict"] not in ("coverage_unchecked", "unreliable"):
         found.append(f"verdict {values['verdict']!r} needs a reference")
-    for name in set(CERTIFICATE) - {"verdict", "log_z_reference_source"}:
+    for name in set(CERTIFICATE) - {"verdict", "reason", "log_z_reference_source"}:
         value = values[name]
         may_miss = name in (*OPTIONAL, *REFERENCE)
         if value is None and may_miss:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from oracles import GaussianData, LinearGaussian, QuadraticGaussian
 
 from rtbjax import certificate
@@ -158,19 +159,61 @@ def test_uneven_weights_ask_for_reweighting():
 
 
 @pytest.mark.parametrize(
-    "gap, reference",
+    "gap, reference, reason",
     [
-        pytest.param(-0.95 * np.log(np.random.default_rng(0).uniform(size=20_000)), None, id="heavy tail"),
-        pytest.param(normal_gaps(1.5, 40), None, id="a wide interval"),
-        pytest.param([0.0, 0.1], certificate.exact(0.05, ""), id="two paths"),
-        pytest.param(np.zeros(certificate.MIN_PATHS - 1), certificate.exact(0.0, ""), id="too few paths for a tail"),
-        pytest.param(normal_gaps(0.1), certificate.Estimate(0.1, (-0.3, 0.5), ""), id="a vague reference"),
-        pytest.param(normal_gaps(0.1), certificate.exact(-1.0, ""), id="a reference that found less"),
-        pytest.param(normal_gaps(0.1), certificate.Estimate(0.0, (0.0, 0.0), "", 0.8), id="a heavy-tailed reference"),
+        pytest.param(
+            -0.95 * np.log(np.random.default_rng(0).uniform(size=20_000)),
+            None,
+            "the paths' weights have Pareto k 0.9",
+            id="heavy tail",
+        ),
+        pytest.param(normal_gaps(1.5, 40), None, "the paths' log Z has an interval", id="a wide interval"),
+        pytest.param([0.0, 0.1], certificate.exact(0.05, ""), "fewer than 25 paths", id="two paths"),
+        pytest.param(
+            np.zeros(certificate.MIN_PATHS - 1),
+            certificate.exact(0.0, ""),
+            "fewer than 25 paths",
+            id="too few paths for a tail",
+        ),
+        pytest.param(
+            normal_gaps(0.1),
+            certificate.Estimate(0.1, (-0.3, 0.5), ""),
+            "the reference has an interval 0.80 nats wide, above 0.5",
+            id="a vague reference",
+        ),
+        pytest.param(
+            normal_gaps(0.1),
+            certificate.exact(-1.0, ""),
+            "the reference's log Z is at most -1.000, where the paths find at least 0.0",
+            id="a reference that found less",
+        ),
+        pytest.param(
+            normal_gaps(0.1),
+            certificate.Estimate(0.0, (-0.1, 0.1), "", 0.8),
+            "the reference's weights have Pareto k 0.80, above 0.7",
+            id="a heavy-tailed reference",
+        ),
     ],
 )
-def test_unreliable(gap, reference):
-    assert certificate.certify(gap, reference).verdict == "unreliable"
+def test_unreliable_and_which_of_its_reasons_holds(gap, reference, reason):
+    found = certificate.certify(gap, reference)
+    assert found.verdict == "unreliable" and found.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "scale, path_kl, reason",
+    [
+        (1.0, 0.1, "ESS is 36.9%, below 50%"),
+        (0.3, 0.4, "path-KL is 0.40 nats, above 0.2"),
+        (1.0, 0.5, "ESS is 36.9%, below 50% and path-KL is 0.50 nats, above 0.2"),
+        (0.3, 0.045, "ESS is 91.4%, path-KL 0.045 nats"),
+    ],
+)
+def test_what_is_too_far_is_said(scale, path_kl, reason):
+    """Quantiles of lognormal weights, ESS ``exp(-scale^2)`` and ELBO 0, beside a reference that is vague enough."""
+    gap = scale * scipy.stats.norm.ppf((np.arange(100_000) + 0.5) / 100_000)
+    found = certificate.certify(gap, certificate.Estimate(path_kl, (0.0, 0.5), ""))
+    assert found.reason == reason
 
 
 def test_the_tail_of_weights_that_are_even_does_not_matter():

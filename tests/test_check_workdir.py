@@ -38,6 +38,7 @@ def workdir(tmp_path):
             "log_z_reference_ci": [0.5, 0.5],
             "log_z_reference_source": "a closed form",
             "verdict": "consistent",
+            "reason": "ESS is 50.0%, path-KL 0.100 nats",
         },
         "metrics": metrics,
     }
@@ -116,7 +117,9 @@ def test_a_certificate_of_nulls_is_none(workdir):
     nulls = dict.fromkeys(CERTIFICATE) | {"verdict": "consistent"}
     (workdir / "summary.json").write_text(json.dumps(summary | {"certificate": nulls}))
     named = " ".join(problems(workdir))
-    assert all(f"certificate.{name} is no" in named for name in set(CERTIFICATE) - {"verdict", *OPTIONAL, *REFERENCE})
+    assert all(
+        f"certificate.{name} is no" in named for name in set(CERTIFICATE) - {"verdict", "reason", *OPTIONAL, *REFERENCE}
+    )
 
 
 def test_selected_samples_have_no_verdict_and_say_why(workdir):

@@ -37,7 +37,7 @@ def test_first_example_gives_a_certificate_in_ten_lines():
     example = blocks("python")[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     printed = run(example + "\nassert jnp.isfinite(gradient['policy']['pull']) and gradient['policy']['pull'] != 0")
-    log_z, verdict = re.search(r"Certificate\(log_z_is=(\S+),.* verdict='(\w+)'\)", printed).groups()
+    log_z, verdict = re.search(r"Certificate\(log_z_is=(\S+),.* verdict='(\w+)', reason=.*\)", printed).groups()
     assert verdict == "coverage_unchecked"  # No reference is given.
     # The prior's ends are N(0, v) by the recursion of its variance; under them E exp(-(x - 1)^2) in closed form, twice.
     spread = 1 + 2 * 0.25 * sum(0.81**k for k in range(20))

@@ -97,7 +97,7 @@ def test_samples_without_weights_have_no_certificate_and_the_page_says_why(writt
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_the_verdict_is_said_with_what_to_do_about_it(written, verdict):
     text = Page(written(changed(verdict=verdict))).text
-    assert all(words in text for words in (verdict, *VERDICTS[verdict]))
+    assert all(words in text for words in (verdict, CERTIFICATE["reason"], *VERDICTS[verdict]))
 
 
 @pytest.mark.parametrize(

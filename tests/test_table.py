@@ -30,7 +30,7 @@ def summary(label, seed, sampler):
     weighted = sampler == "paths"
     certificate = dict.fromkeys(("log_z_is", "elbo", "path_kl", "ess", "verdict")) | {"log_z_reference": np.log(0.1)}
     certificate |= {"log_z_is_ci": [-2.4, -2.2], "log_z_reference_ci": [-2.4, -2.2], "log_z_reference_source": "it"}
-    certificate |= {"reason": "they have no weights"} if not weighted else {"eubo": None, "num_paths": 4}
+    certificate |= {"reason": "they have no weights"} if not weighted else {"eubo": None, "num_paths": 4, "reason": "-"}
     if weighted:
         certificate |= {"log_z_is": -2.4, "elbo": -3.0, "path_kl": 0.7, "ess": 0.5, "verdict": "consistent"}
     return {

@@ -197,7 +197,7 @@ def test_json_that_is_too_deep_is_one_error(tmp_path, depth):
 
 SUMMARY = {"certificate": {name: 1.0 for name in ("log_z_is", "elbo", "eubo", "ess", "path_kl", "log_z_reference")}}
 SUMMARY["certificate"] |= {"log_z_is_ci": [0, 1], "log_z_reference_ci": [0, 1], "log_z_reference_source": "x"}
-SUMMARY["certificate"] |= {"num_paths": 3, "verdict": "consistent"}
+SUMMARY["certificate"] |= {"num_paths": 3, "verdict": "consistent", "reason": "ESS is high"}
 
 
 @SHARED_FOLDER

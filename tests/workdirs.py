@@ -22,6 +22,7 @@ CERTIFICATE = {
     "path_kl_lower": 0.76544,
     "num_paths": 12_000,
     "verdict": "importance_weight",
+    "reason": "path-KL is 0.90 nats, above 0.2",
 }
 SUMMARY = {
     "domain": "images",

@@ -29,10 +29,40 @@ _REASONS = {
     "q_minus_reference": "no state has a reference that can be trusted",
     "q_standardised": "no state has a reference that can be trusted",
 }
-_SCALARS = {
+# What metrics are, by name. The samples of every set are taken as they are, without weights.
+MEANINGS = {
     "start_excess": "half of it is, about, the path-KL that no training removes: prior and posterior share their start",
     "start_excess_error": "its standard error",
     "prior_ess": "effective share of the prior's samples, were they reweighted by r instead",
+    "log_reward": "mean log r",
+    "accuracy": "share of the samples that are recognised as what was asked for",
+    "diversity": "mean cosine distance of pairs of samples, in the features of the network that judges them",
+    "frechet_to_exact": "Fréchet distance to exact samples in the classifier's features; as low as it gets is "
+    "what a second exact set has",
+    "c2st": "how often neighbours tell the samples from exact ones; 0.5 is a coin, which is the aim",
+    "mode_tv": "total variation between the weights of the modes and the exact ones",
+    "off_mode_mass": "share of the samples more than three standard deviations from every mode",
+    "sliced_w2": "sliced 2-Wasserstein distance to exact samples, in the units of the samples",
+    "misfit": "distance between what was measured and the measurement of the samples, in units of the noise; of images "
+    "that may have been measured it is 1",
+    "error": "root mean square between the mean of the samples and the image that was measured",
+    "std_seen": "standard deviation between samples where the measurement sees the image",
+    "std_missing": "standard deviation between samples where it does not",
+    "q": "mean value Q of the actions, over states",
+    "q_minus_reference": "mean Q less that by importance sampling from the prior, over the states where it is trusted",
+    "q_standardised": "that difference in its standard errors, root mean square over states; about 1 if all is exact",
+    "trusted": "share of the states in which importance sampling from the prior has effective samples enough",
+    "median_ess": "number of its effective samples in the median state",
+    "bleu": "BLEU-4 against the story's own sentence",
+    "gleu": "GLEU-4 against it",
+    "self_bleu": "BLEU of infills of one story against each other; less is more diverse",
+    "distinct_1": "share of the words in the infills of a story that differ",
+    "distinct_2": "share of the pairs of words that do",
+    "embedding_f1": "likeness to the story's own sentence by vectors of words",
+    "bert_score": "likeness to it by vectors of words in context",
+    "event_tv": "total variation of the events that infills tell from the grammar's own p(z | x, y)",
+    "event_tv_to_exact": "the same from exact samples of this run's target",
+    "no_event": "share of the infills that tell no event of the grammar",
 }
 
 
@@ -180,7 +210,7 @@ def of_metrics(metrics: dict[str, Any]) -> Iterator[Html]:
         yield from _of_sets(sets)
     single = {name: found for name, found in metrics.items() if not isinstance(found, (dict, list))}
     if single:
-        said = {name: f": {words}" for name, words in _SCALARS.items()}
+        said = {name: f": {words}" for name, words in MEANINGS.items()}
         yield pages.facts((name, value(found, f"metrics.{name}"), said.get(name, "")) for name, found in single.items())
     for name, found in many.items():
         rows = [
@@ -206,6 +236,7 @@ def _of_sets(sets: dict[str, dict[str, Any]]) -> Iterator[Html]:
         if name not in kinds
     ]
     yield _table(rows, sets)
+    yield pages.facts((name, MEANINGS[name]) for name in names if name in MEANINGS)
     for name in kinds:
         shares = {one: of[name] for one, of in sets.items() if name in of}
         rows = [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
+from experiments.findings import MEANINGS
 from rtbjax.certificate import VERDICTS
 
 CONFIG = (
@@ -79,6 +80,8 @@ def problems(workdir: Path) -> list[str]:
     for group in expected["sets"]:
         values = summary["metrics"].get(group, {})
         found += [f"metrics.{group}.{name} is no number" for name in expected["names"] if not _finite(values.get(name))]
+        mute = [name for name, of in values.items() if name not in MEANINGS and not isinstance(of, dict)]
+        found += [f"report.html does not say what {name} is" for name in mute]
     found += _metrics_lines(workdir / "metrics.jsonl", config["train"]["steps"])
     if (workdir / "samples.png").read_bytes()[:8] != b"\x89PNG\r\n\x1a\n":
         found.append("samples.png is not a PNG")

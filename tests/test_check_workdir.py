@@ -71,6 +71,7 @@ def test_a_complete_workdir_has_no_problems(workdir):
         ("summary.json", '"path_kl": 0.5', '"path_kl": null', "path_kl is null, but there is a reference"),
         ("summary.json", '"train": 2.0', '"train": null', "seconds.train is no number"),
         ("summary.json", '"steps": 20', '"steps": 10', "10 steps"),
+        ("summary.json", '"mode_tv": 0.1,', '"mode_tv": 0.1, "new": 1,', "report.html does not say what new is"),
         ("metrics.jsonl", '"step": 20', '"step": 15', "rise to step 20"),
         ("metrics.jsonl", '"loss": 1.0', '"loss": null', "no finite loss at step 10"),
         ("samples.png", "PNG", "JPG", "not a PNG"),

@@ -15,7 +15,7 @@ _REASONS = {
     "log_z_reference": "no reference log Z is known",
     "log_z_reference_ci": "no reference log Z is known",
     "path_kl": "no reference log Z is known",
-    "eubo": "r has no declared bound, or no prior path was accepted",
+    "eubo": "r has no declared bound, or no prior path of some condition was accepted",
     "pareto_k": "too few paths, or too few different weights, to have a tail",
     "log_z_reference_pareto_k": "no reference, or the mean of an r whose bound rules a tail out",
     "compile": "the run was not timed",

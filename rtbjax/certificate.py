@@ -203,7 +203,8 @@ def average(certificates: Sequence[Certificate]) -> Certificate:
     """One certificate of several posteriors, those of several conditions: its scalars are their means.
 
     Intervals are of the mean of independent estimates, widened by the bias of a log mean weight, half its variance,
-    which does not average out. ``num_paths`` is the sum. The verdict is that of the mean: a condition whose modes are
+    which does not average out. ``num_paths`` is the sum, ``eubo`` None unless every condition has one. A tail index is
+    that which at most one condition in ten exceeds. The verdict is that of these numbers: a condition whose modes are
     missing may hide among many whose are not, so look at each.
 
     Raises:
@@ -212,28 +213,27 @@ def average(certificates: Sequence[Certificate]) -> Certificate:
     if not certificates:
         raise ValueError("average needs at least one certificate, got none.")
 
-    def mean(values: Iterable[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
+    def tail(values: Iterable[float | None]) -> float | None:
+        k = float(np.quantile([-np.inf if value is None else value for value in values], 0.9, method="inverted_cdf"))
+        return k if math.isfinite(k) else None
 
-    def estimate(name: str, source: str, tail: float | None) -> Estimate:
+    def estimate(name: str, source: str, k: float | None) -> Estimate:
         center = np.asarray([getattr(c, name) for c in certificates])
         half = np.asarray([np.diff(getattr(c, f"{name}_ci"))[0] / 2 for c in certificates])
         width = math.sqrt(np.sum(half**2)) / len(half) + float(np.mean((half / _NORMAL_95) ** 2)) / 2
-        return Estimate(
-            float(center.mean()), (float(center.mean() - width), float(center.mean() + width)), source, tail
-        )
+        return Estimate(float(center.mean()), (float(center.mean() - width), float(center.mean() + width)), source, k)
 
-    sampled, reference = estimate("log_z_is", "importance sampling", mean(c.pareto_k for c in certificates)), None
+    sampled, reference = estimate("log_z_is", "importance sampling", tail(c.pareto_k for c in certificates)), None
+    eubos = [c.eubo for c in certificates if c.eubo is not None]
     sources = {c.log_z_reference_source for c in certificates}
     if None not in sources:
-        tail = mean(c.log_z_reference_pareto_k for c in certificates)
-        reference = estimate("log_z_reference", " and ".join(sorted(map(str, sources))), tail)
+        k = tail(c.log_z_reference_pareto_k for c in certificates)
+        reference = estimate("log_z_reference", " and ".join(sorted(map(str, sources))), k)
     return _conclude(
         sampled,
         reference,
         elbo=float(np.mean([c.elbo for c in certificates])),
-        eubo=mean(c.eubo for c in certificates),
+        eubo=float(np.mean(eubos)) if len(eubos) == len(certificates) else None,
         ess=float(np.mean([c.ess for c in certificates])),
         num_paths=sum(c.num_paths for c in certificates),
         enough=all(c.num_paths >= MIN_PATHS for c in certificates),

@@ -1,5 +1,6 @@
 """One posterior for many conditions, on a chain where the posterior of each is known."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -175,6 +176,28 @@ def test_the_average_of_certificates():
     assert certificate.average(few).num_paths == 48 and certificate.average(few).verdict == "unreliable"
     with pytest.raises(ValueError, match="at least one certificate"):
         certificate.average([])
+
+
+def test_bounds_of_an_average_are_of_the_same_conditions():
+    """Else the mean of the two upper bounds that exist, -5, would lie below the mean log Z, -2.5."""
+    low = certificate.certify(np.full(30, -5.0), certificate.exact(-5.0, "closed form"), np.full(30, -5.0))
+    high = certificate.certify(np.full(30, 0.0), certificate.exact(0.0, "closed form"))
+    assert certificate.average([low, low]).eubo == -5.0
+    assert certificate.average([low, high]).eubo is None
+
+
+@pytest.mark.parametrize(
+    "heavy, verdict", [(0, "consistent"), (1, "consistent"), (10, "consistent"), (11, "unreliable"), (50, "unreliable")]
+)
+@pytest.mark.parametrize("field", ["pareto_k", "log_z_reference_pareto_k"])
+def test_more_than_one_heavy_tail_in_ten_makes_an_average_unreliable(heavy, verdict, field):
+    gap = 0.3 * np.random.default_rng(0).normal(size=4_000) - 0.045
+    log_z = certificate.certify(gap).log_z_is
+    one = dataclasses.replace(certificate.certify(gap, certificate.exact(log_z, "closed form")), pareto_k=None)
+    each = [dataclasses.replace(one, **{field: 0.95})] * heavy + [one] * (100 - heavy)
+    found = certificate.average(each)
+    assert found.verdict == verdict
+    assert getattr(found, field) == (0.95 if heavy > 10 else None)
 
 
 def test_the_bias_of_many_small_estimates_is_within_the_interval_of_their_average():

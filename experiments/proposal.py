@@ -16,7 +16,7 @@ from experiments.domains.base import Conditions, Domain, log_reward, rewarded, r
 from experiments.errors import ConfigError, UserError
 from experiments.finite import NotFinite
 from rtbjax import Policy, Trajectory, behaviour, replay, rescore
-from rtbjax.sharding import batch_devices
+from rtbjax.sharding import batch_axes, batch_devices, trajectory_specs
 from rtbjax.train import make_rollout
 
 MIN_PRIOR_PATHS = 256  # Per rollout while gathering accepted paths before the first step.
@@ -89,16 +89,26 @@ class Proposal:
         }
         self._roll_fresh = roller(self._settings.prior_paths) if self._settings.prior_paths else None
         devices = batch_devices(mesh)
+
+        def split(tree: Any, specs: Any, count: int) -> Any:
+            """Over the devices, if they divide it: whole on each of them, all would do the same work."""
+            places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+            return tree if count % devices else jax.lax.with_sharding_constraint(tree, places)
+
+        def rescored(params: Any, paths: Trajectory) -> Trajectory:
+            paths = split(paths, trajectory_specs(paths, mesh), paths.xs.shape[1])
+            return rescore(domain.process, self._current(params), paths)
+
+        # The prior is an argument: closed over, it would be a constant, and whole on every device.
+        def renoised(key: Array, prior: Policy, params: Any, x0: Array, log_reward: Array, cond: Any) -> Trajectory:
+            ends = (x0, log_reward, cond)
+            x0, log_reward, cond = split(ends, jax.tree.map(lambda _: PartitionSpec(batch_axes(mesh)), ends), len(x0))
+            return behaviour.renoise(key, domain.process, prior, self._current(params), x0, log_reward, cond)
+
         # Nobody asked for this number, so it gives way to the devices.
         self._gather_size = -(-max(self._settings.prior_paths, MIN_PRIOR_PATHS) // devices) * devices
         self._roll_gather = roller(self._gather_size)
-        self._rescored = jax.jit(lambda params, paths: rescore(domain.process, self._current(params), paths))
-        # The prior is an argument: closed over, it would be a constant, and whole on every device.
-        self._renoised = jax.jit(
-            lambda key, prior, params, x0, log_reward, cond: behaviour.renoise(
-                key, domain.process, prior, self._current(params), x0, log_reward, cond
-            )
-        )
+        self._rescored, self._renoised = jax.jit(rescored), jax.jit(renoised)
         self._remember = jax.jit(self._add_visited, donate_argnums=0, out_shardings=self._everywhere)
         self._recall = jax.jit(self._sample_visited)
         self._mix = jax.jit(self._interleave)

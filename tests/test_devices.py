@@ -1,6 +1,7 @@
 """The numbers of a run do not depend on how many devices share it: paths, log-probabilities, gradients, metrics."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from shrunk import changed, gmm
@@ -78,3 +79,16 @@ def test_the_parts_of_a_run_with_parameters_in_parts_are_parts(alone):
     domain = placed(gmm_domain.build(config), data_mesh(8, 4))
     split = [leaf for leaf in jax.tree.leaves(domain.prior.params) if leaf.size >= MIN_SPLIT]
     assert split and all(leaf.addressable_shards[0].data.size == leaf.size // 4 for leaf in split)
+
+
+@pytest.mark.parametrize("count, parts", [(16, 8), (6, 1)])
+def test_off_policy_paths_are_scored_by_all_devices_if_these_divide_them(alone, count, parts):
+    config, mesh = alone[0], data_mesh(8)
+    domain = placed(gmm_domain.build(config), mesh)
+    source = Proposal(config, domain, mesh)
+    paths = source._accepted.sample(jax.random.key(0), source.blank().accepted, count)
+    scored = source._rescored(domain.posterior.params, paths)
+    ends = paths.xs[-1], jnp.zeros(count), None
+    noised = source._renoised(jax.random.key(1), domain.prior, domain.posterior.params, *ends)
+    for found in (scored, noised):
+        assert {shard.data.shape[1] for shard in found.log_ratio.addressable_shards} == {count // parts}

@@ -2,7 +2,6 @@
 
     python experiments/run.py --config=configs/mnist.py                     eight minutes of one core
     python experiments/run.py --config=configs/mnist.py --config.reward.label=even --workdir=runs/mnist-even
-    python experiments/run.py --config=configs/mnist.py:quick               a first picture, in two to three minutes
     python experiments/run.py --config=configs/mnist.py:full                70 minutes; resumes where it was stopped
     python experiments/run.py --config=configs/mnist.py:smoke               the whole path in about a minute
     python experiments/run.py --config=configs/mnist.py:table2              the paper's table 2, 38 hours; resumes
@@ -32,7 +31,7 @@ labels, which it is told, the digits (or --config.reward.label=parity, or digits
 from configs.base import base, check_variant, regression
 from configs.published import MNIST, MNIST_EVEN_ODD, beside
 
-VARIANTS = ("", "quick", "full", "conditional", "value", "table2", "table2_even_odd", "table2_smoke", "smoke")
+VARIANTS = ("", "full", "conditional", "value", "table2", "table2_even_odd", "table2_smoke", "smoke")
 
 
 def set_prior(config) -> None:
@@ -68,12 +67,13 @@ def get_config(variant: str = ""):
     config.posterior.rank = 8
     config.posterior.select = "kernel"
     config.posterior.network = {"patch": 2, "channels": (16, 64), "num_blocks": (1, 1)}
-    config.train.steps = 80
+    config.train.steps = 20  # More do not bring it nearer: docs/results/mnist.md.
     config.train.batch_size = 64
     config.train.optimizer = "muon"
     config.train.learning_rate = 5e-4
     config.train.warmup_steps = 5
-    config.checkpoint.every = 50
+    config.checkpoint.every = 10
+    config.log.every = 5
     config.eval.num_samples = 1_000
     config.eval.batch_size = 500
     config.eval.exact_samples = 750  # For the default label they are shipped, in weights/exact.
@@ -83,9 +83,6 @@ def get_config(variant: str = ""):
     config.pretrain.batch_size = 64
     config.pretrain.learning_rate = 2e-3
     config.pretrain.weight_decay = 1e-3
-    if variant == "quick":
-        config.train.steps = 10
-        config.eval.num_samples = config.eval.batch_size = 500
     if variant == "full":
         config.train.steps, config.train.batch_size = 160, 256
         config.train.learning_rate = 5e-3

@@ -27,11 +27,11 @@ CRITERION = "sliced_w2"  # Smallest to the exact set: the best of several values
 
 
 class Finished(NamedTuple):
-    """What a finished run hands on: its domain, its summary, and the exact set it was compared with."""
+    """What a finished run hands on: its domain, its summary, and a way to the exact set it was compared with."""
 
     domain: Domain
     summary: dict
-    exact: Exact
+    exact: Callable[[], Exact]
 
 
 def variations(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -104,8 +104,8 @@ def compare(config: ConfigDict, workdir: Path, execute: Execute, mode: str) -> s
         with np.load(workdir / slug(name) / "samples.npz") as file:
             if not rows:
                 panels = {"prior": file["prior"]}
-                if done.exact.samples.shape[1]:
-                    panels["exact posterior"] = done.domain.shown(done.exact.first())
+                if (exact := done.exact()).samples.shape[1]:
+                    panels["exact posterior"] = done.domain.shown(exact.first())
                 rows = baselines(done.summary)
             panels[name] = file["x"]
         rows[name] = row(done.summary)

@@ -1,7 +1,7 @@
 """Exact posterior samples by rejection from the prior, cached: they do not depend on training."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ class Exact(NamedTuple):
         return self.samples[:, self.samples.shape[1] // 2 :]
 
 
-def posterior(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
+def posterior(config: ConfigDict, domain: Domain, mesh: Mesh, anew: bool = False) -> Exact:
     """``2 * eval.exact_samples`` exact samples (two independent sets) of each posterior, from the cache or drawn now.
 
     Without a declared bound on r there are no exact samples, and ``eval.exact_samples`` prior samples give log Z.
@@ -49,23 +49,21 @@ def posterior(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     Raises:
       UserError: see `draw`.
     """
-    return cached(config, domain) or draw(config, domain, mesh)
+    return cached(config, domain, anew) or draw(config, domain, mesh)
 
 
-def cached(config: ConfigDict, domain: Domain) -> Exact | None:
-    """The set of an earlier run, or the shipped one; None if there is none, it is damaged, or it is to be remade.
+def cached(config: ConfigDict, domain: Domain, anew: bool = False) -> Exact | None:
+    """The set of an earlier run, or the shipped one; None if there is none, it is damaged, or is to be drawn ``anew``.
 
     One that some host cannot read is drawn anew by all. Where r is too rare nothing is to be had.
     """
     if domain.rare:
         return Exact(np.zeros((domain.asked, 0, *domain.event_shape), domain.dtype), (None,) * domain.asked)
-    found = _found(config, domain)
+    found = None if anew else _found(config, domain)
     return found if hosts.agreed(found is not None) else None
 
 
 def _found(config: ConfigDict, domain: Domain) -> Exact | None:
-    if config.eval.recompute_exact:
-        return None
     for path in (cache_file(config, domain), SHIPPED / file_name(config, domain)):
         if path.exists():
             try:
@@ -85,7 +83,7 @@ def wanted(config: ConfigDict, domain: Domain) -> int:
 
 
 def file_name(config: ConfigDict, domain: Domain) -> str:
-    """Changes with everything the sets depend on."""
+    """Changes with the law and the number of the samples: seeds share a set, of whichever drew it first."""
     key = weights.fingerprint(domain.fingerprint, config.objective.beta, config.eval.exact_samples)
     return f"{domain.name}-{key}.npz"
 
@@ -94,7 +92,8 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     """Draws an exact set and caches it.
 
     Raises:
-      UserError: the acceptance rate is too low to get the samples from `MAX_BATCHES` prior batches.
+      UserError: the acceptance rate is too low to get the samples from `MAX_BATCHES` prior batches, or no prior sample
+        is above the floor of log r.
     """
     settings, beta = config.eval, config.objective.beta
     run = make_rollout(domain.process, (settings.batch_size, *domain.event_shape), mesh)
@@ -129,7 +128,11 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     none = np.zeros((0, *domain.event_shape), domain.dtype)
     samples = np.stack([np.concatenate(parts)[:count] if parts else none for parts in kept])
     samples = samples.astype(storage(domain)).astype(domain.dtype)  # As they will be read.
-    estimates = [from_prior(np.concatenate(parts), beta, log_bound=domain.log_bound) for parts in log_rewards]
+    bounds: Any = dict(log_floor=domain.log_floor, log_bound=domain.log_bound)
+    try:
+        estimates = [from_prior(np.concatenate(parts), beta, **bounds) for parts in log_rewards]
+    except ValueError as error:  # None is above the floor.
+        raise UserError(f"There is no reference log Z: {error}") from error
     if domain.log_bound is not None and domain.conditions is not None:
         # Each took another number; their mean has one source.
         estimates = [estimate._replace(source="the prior samples that rejection took") for estimate in estimates]

@@ -20,6 +20,7 @@ from experiments.errors import UserError
 from experiments.files import WriteError, cannot_write, remove_partial, replacing
 
 EVALUATION = ("eval", "log")  # Sections that may differ where a run is only evaluated anew.
+NAMED = 4  # Fields of another configuration that are named.
 LAUNCH = ("distributed",)  # How a run is started is no part of what it computes.
 LOCK = "lock"  # Empty; its presence means nothing, who holds it does.
 
@@ -106,15 +107,23 @@ def confirm(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> bool:
         return False
     before, now = flatten(there), flatten(plain(config))
     changed = [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
-        for name in sorted(before.keys() | now.keys())
+        name
+        for name in sorted(before.keys() | now.keys(), key=lambda name: (name != "domain", name))
         if before.get(name) != now.get(name) and name.split(".")[0] not in ignore + LAUNCH
     ]
     if changed:
+        # Of another domain nearly all fields differ, and say nothing more.
+        named = changed[: 1 if changed[0] == "domain" else NAMED]
+        told = [f"{name}: {_value(before, name)} there, {_value(now, name)} here" for name in named]
+        told += [f"and {len(changed) - len(named)} more"] if len(named) < len(changed) else []
         raise OtherRun(
-            f"{workdir} holds a run with another configuration ({'; '.join(changed)}); choose another --workdir."
+            f"{workdir} holds a run with another configuration ({'; '.join(told)}); choose another --workdir."
         )
     return True
+
+
+def _value(flat: dict[str, Any], name: str) -> str:
+    return repr(flat[name]) if name in flat else "not set"
 
 
 def claim(workdir: Path, config: dict) -> None:

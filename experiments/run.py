@@ -154,17 +154,17 @@ def train(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compare.Finis
     # Before the claim: a finished run may lie where nothing can be written.
     if records.confirm(workdir, config.to_dict()) and (summary := evaluate.finished(workdir)) is not None:
         hosts.say(f"{workdir} is already finished; --mode=evaluate evaluates it anew.")
-        return compare.Finished(domain, summary, exact.posterior(config, domain, mesh))
+        return compare.Finished(domain, summary, lambda: exact.posterior(config, domain, mesh))
     with records.claimed(workdir, config.to_dict()):
         hosts.say(plan(config))
         # Read before training, so that a damaged file is known at once; drawn after, so that training starts early.
-        known = exact.cached(config, domain)
+        known = exact.cached(config, domain, config.eval.recompute_exact)
         trained = loop.run(config, domain, workdir, mesh, clock)
         known = known or exact.draw(config, domain, mesh)
         result = evaluate.evaluate(config, domain, trained.policy, known, workdir, mesh)
         origin = provenance.found(typed())
         training = {"seconds": clock.summary(trained), "skipped": trained.skipped, "provenance": origin}
-        return compare.Finished(domain, finish(config, domain, result, training, workdir), known)
+        return compare.Finished(domain, finish(config, domain, result, training, workdir), lambda: known)
 
 
 def plan(config: ConfigDict) -> str:
@@ -198,9 +198,9 @@ def evaluate_anew(config: ConfigDict, workdir: Path, clock: loop.Clock) -> compa
     }
     with records.locked(workdir):
         policy = on_mesh(loop.restore(config, domain, workdir), mesh)
-        known = exact.posterior(config, domain, mesh)
+        known = exact.posterior(config, domain, mesh, config.eval.recompute_exact)
         result = evaluate.evaluate(config, domain, policy, known, workdir, mesh)
-        return compare.Finished(domain, finish(config, domain, result, training, workdir), known)
+        return compare.Finished(domain, finish(config, domain, result, training, workdir), lambda: known)
 
 
 def finish(config: ConfigDict, domain: Domain, result: dict, training: dict, workdir: Path) -> dict:
@@ -244,7 +244,7 @@ def run(_argv) -> None:
     if config.distributed:
         start_distributed()
     if mode == "train" and (said := header(given_config())) and evaluate.finished(workdir) is None:
-        hosts.say(f"{given_config()}: {said}.")
+        hosts.say(f"{given_config()}, as it stands: {said}.")
     if mode == "pretrain":
         pretrain(config, workdir)
     elif config.table:

@@ -233,6 +233,7 @@ def written(titles: dict[str, str], means: dict, rows: dict, published: dict) ->
     reasons = {titles[name]: r["reason"] for name, runs in cells.items() for r in runs.values() if r.get("reason")}
     lost = {titles[name]: [where for where, row in runs.items() if not row] for name, runs in cells.items()}
     notes = ["mean ± standard deviation across labels (± across seeds)", of]
+    notes += ["exact samples, and the log Z by rejection, are of one set for all seeds"]
     notes += [f"published: {published['source']}"] if published["rows"] else []
     notes += [f"no certificate of {title}: {reason}" for title, reason in reasons.items()]
     notes += [f"{title} diverged and has no numbers: {'; '.join(where)}" for title, where in lost.items() if where]
@@ -252,7 +253,7 @@ def show(done: Finished, methods: list[Method], label: str, seed: int, workdir: 
     panels = {}
     for method in methods:
         with np.load(folder(workdir, method.name, label, seed) / "samples.npz") as file:
-            panels = panels or {"prior": file["prior"], "exact": done.domain.shown(done.exact.first())}
+            panels = panels or {"prior": file["prior"], "exact": done.domain.shown(done.exact().first())}
             panels[method.title] = file["x"]
     with replacing(workdir / f"samples-{label}.png") as partial:
         done.domain.plot(partial, panels)

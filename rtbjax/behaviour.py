@@ -34,7 +34,7 @@ def accept(
       index: global index of each sample, ``arange(B)`` if None.
 
     Returns:
-      True with probability ``(r / R)^beta``.
+      True with probability ``(r / R)^beta``; never where log r is NaN.
 
     Raises:
       ValueError: an array that is not one number per sample, or a log r above the bound, unless it is traced: what is

@@ -104,12 +104,16 @@ def path_log_ratio(
             log_post = log_prob(process, Policy(params, apply_fn), *paths, steps=chunk_steps, chunk=chunk)
             return -scale * jnp.sum(cotangent * jnp.sum(log_post, axis=0))
 
-        def body(gradient, chunk_steps):
-            return jax.tree.map(jnp.add, gradient, jax.grad(weighted)(params, chunk_steps)), None
+        def body(total, chunk_steps):
+            part = jax.grad(weighted)(params, chunk_steps)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, part), None
 
-        zeros = varying_like(jax.tree.map(jnp.zeros_like, params), xs)
-        gradient, _ = jax.lax.scan(body, zeros, steps.reshape(-1, chunk))
-        return gradient, None, None, None
+        # Of parameters in bfloat16 a sum over many steps would lose its last ones.
+        def zero(p):
+            return jnp.zeros_like(p, jnp.float32 if p.dtype.itemsize < 4 else p.dtype)
+
+        total, _ = jax.lax.scan(body, varying_like(jax.tree.map(zero, params), xs), steps.reshape(-1, chunk))
+        return jax.tree.map(lambda a, p: a.astype(p.dtype), total, params), None, None, None
 
     attach.defvjp(forward, backward)
     return attach(policy_params, (xs, cond, features), steps, jax.lax.stop_gradient(value))

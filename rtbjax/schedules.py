@@ -74,7 +74,7 @@ def respace(
         ``steps_offset`` beyond the schedule, more ``log_snr`` steps than the schedule has timesteps to tell apart, no
         noise left at the last of them, or an unknown spacing.
     """
-    if np.any(np.diff(alpha_bar) >= 0) or alpha_bar[0] > 1.0 or alpha_bar[-1] < 0.0:
+    if not (np.all(np.diff(alpha_bar) < 0) and alpha_bar[0] <= 1.0 and alpha_bar[-1] >= 0.0):  # NaN is neither.
         raise ValueError(
             "alpha_bar must fall within 0..1, the signal that is left; of betas it is np.cumprod(1 - betas). Got "
             f"{alpha_bar[0]:.4g} to {alpha_bar[-1]:.4g}."

@@ -23,7 +23,7 @@ from rtbjax.sharding import (
     shards,
     trajectory_specs,
 )
-from rtbjax.trajectory import rollout
+from rtbjax.trajectory import check_widen, rollout
 from rtbjax.types import AxisName, Policy, PRNGKey, Shard, Trajectory, varying_like
 
 
@@ -202,7 +202,8 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
       mesh: as of `make_update`.
 
     Returns:
-      ``f(key, prior, posterior=None, cond=None, widen=0.0, look=None, start=None) -> Trajectory``, jitted.
+      ``f(key, prior, posterior=None, cond=None, widen=0.0, look=None, start=None) -> Trajectory``, jitted, which raises
+      what `rtbjax.rollout` raises.
 
     Raises:
       ValueError: B does not divide over the mesh.
@@ -238,4 +239,8 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
             key, prior, posterior, cond, jnp.asarray(widen, jnp.float32), start
         )
 
-    return run
+    def checked(key, prior, posterior=None, cond=None, widen=0.0, look=None, start=None) -> Trajectory:
+        check_widen(widen)
+        return run(key, prior, posterior, cond, widen, look, start)
+
+    return checked

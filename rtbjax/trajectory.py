@@ -26,6 +26,12 @@ def _fold_step(keys: PRNGKey, i: Int[Array, ""]) -> PRNGKey:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
 
 
+def check_widen(widen: float | Float[Array, ""]) -> None:
+    """Raises a ValueError if ``widen`` is negative, or NaN, unless it is traced."""
+    if not isinstance(widen, Tracer) and not widen >= 0.0:
+        raise ValueError(f"widen must be at least 0, got {widen}.")
+
+
 def rollout(
     key: PRNGKey,
     process: Process,
@@ -61,8 +67,7 @@ def rollout(
       ValueError: ``start`` of another shape, or of another dtype than the process's states, or ``widen`` below 0 where
         it is not traced.
     """
-    if not isinstance(widen, Tracer) and not widen >= 0.0:
-        raise ValueError(f"widen must be at least 0, got {widen}.")
+    check_widen(widen)
     index = jnp.arange(shape[0]) if index is None else index
     keys = sample_keys(key, index)
     last = process.num_steps

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,11 @@ def test_a_run_leaves_its_files_and_a_second_one_finds_it_finished(config, tmp_p
     assert problems(workdir) == []
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+    cached = list(Path(config.eval.exact_cache).iterdir())
+    for path in cached:
+        path.unlink()  # Which a finished run does not need.
     second = run.execute(config, workdir)
+    assert not any(path.exists() for path in cached)
     assert "already finished" in capsys.readouterr().out
     assert second.summary == json.loads((workdir / "summary.json").read_text())
     again = run.execute(config, workdir, "evaluate")
@@ -329,6 +334,19 @@ def test_exact_samples_and_their_log_z_are_of_r_to_the_power_of_beta(config):
     (found,) = known.log_z
     low, high = found.interval
     assert abs(found.log_z - target.log_z) < high - low
+
+
+def test_a_hard_constraint_that_no_prior_sample_meets_gives_no_reference(config):
+    """Were the floor taken for a reward, an untrained posterior, which is there as well, would be `consistent`."""
+    chain = QuadraticGaussian()
+    fields = {
+        "log_floor": -30.0,
+        "fingerprint": "",
+        "log_reward": lambda x, cond: jnp.where(x[:, 0] > 1e6, 0.0, -jnp.inf),
+    }
+    domain = dataclasses.replace(bare_domain(chain, chain.prior, (1,)), log_bound=None, **fields)
+    with pytest.raises(UserError, match="There is no reference log Z: None of 40 prior samples is above the floor"):
+        exact.draw(changed(config, eval__exact_samples=40, eval__batch_size=40), domain, data_mesh(1))
 
 
 def test_an_exact_set_of_images_is_the_same_whether_it_is_drawn_or_read(config):

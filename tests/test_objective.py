@@ -89,6 +89,28 @@ def test_finite_differences(key):
     check_grads(value, (params,), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
+def test_gradients_of_bfloat16_parameters_are_summed_in_float32(key):
+    """A thousand parts of one sign, of which a sum in bfloat16 would lose those below its last digit."""
+    process = rtbjax.brownian_bridge(1000)
+    prior = Policy({}, lambda params, x, t, cond: -x)
+    paths = rtbjax.rollout(key, process, prior, shape=(8, 1))._replace(log_reward=jnp.zeros(8))
+    paths = paths._replace(xs=jnp.broadcast_to(jnp.linspace(0.0, 50.0, 1001)[:, None, None], (1001, 8, 1)))
+
+    def gradient(dtype):
+        def apply_fn(params, x, t, cond):
+            return -x + params["shift"].astype(jnp.float32)[None]
+
+        params = {"policy": {"shift": jnp.asarray([0.5], dtype)}, "log_z": jnp.float32(0.0)}
+        found, _ = jax.grad(rtbjax.loss, has_aux=True)(
+            params, paths, process=process, apply_fn=apply_fn, log_z="learned"
+        )
+        return found["policy"]["shift"]
+
+    low, high = gradient(jnp.bfloat16), gradient(jnp.float32)
+    assert low.dtype == jnp.bfloat16 and high.dtype == jnp.float32
+    np.testing.assert_allclose(low.astype(jnp.float32), high, rtol=2.0**-8)
+
+
 def test_subsampled_gradient_is_unbiased_and_leaves_the_value(key):
     """Averaged over all C(6, 2) = 15 equally likely pairs of steps it must be the full gradient."""
     chain, params, paths = random_case(key)

@@ -16,6 +16,7 @@ from rtbjax.trajectory import noise, rollout
 from rtbjax.types import LearnedStd, Steered
 
 ALPHA_BAR = linear_alpha_bar()
+SILENT = respace(np.linspace(0.9, 0.0, 10), 5, spacing="trailing")  # Ends in pure noise.
 SHORT = respace(ALPHA_BAR, 6)
 PROCESSES = {
     "ddpm fixed_large": vp.ddpm(SHORT),
@@ -253,6 +254,17 @@ def test_what_the_network_is_told():
     np.testing.assert_allclose(times("brownian bridge"), [0.0, 5 / 6], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(8,), (2,), (8, 2, 1)])
+def test_a_change_of_the_std_with_other_axes_is_refused(shape):
+    x, process = jnp.zeros((8, 2)), vp.ddpm(SHORT)
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"must have the 2 axes of a batch, of length 1 where it is shared, or none; got shape {shape}"),
+    ):
+        process.reverse(LearnedStd(x, jnp.zeros(shape)), x, 0)
+    process.reverse(LearnedStd(x, jnp.zeros((1, 2))), x, 0)
+
+
 @pytest.mark.parametrize("make", [vp.ddpm, vp.ddim])
 def test_a_schedule_that_is_not_respaced_is_refused(make):
     with pytest.raises(TypeError, match=r"respace\(alpha_bar, num_steps\), got ndarray"):
@@ -274,6 +286,8 @@ def test_an_output_of_another_shape_is_refused_and_not_broadcast(process, shape)
 @pytest.mark.parametrize(
     "make, message",
     [
+        (lambda: vp.ddpm(SILENT), "'epsilon' says nothing of the data where alpha_bar is 0"),
+        (lambda: vp.ddim(SILENT), "'epsilon' says nothing of the data where alpha_bar is 0"),
         (lambda: vp.ddpm(SHORT, prediction="x0"), "'epsilon', 'sample', 'v_prediction'.*got 'x0'"),
         (lambda: vp.ddim(SHORT, prediction="x0"), "'epsilon', 'sample', 'v_prediction'.*got 'x0'"),
         (lambda: vp.ddpm(SHORT, variance="learned"), "'fixed_large', 'fixed_small'.*got 'learned'"),

@@ -155,3 +155,10 @@ def test_more_log_snr_steps_than_timesteps_is_an_error():
         schedules.respace(ALPHA_BAR, 9, "log_snr", log_snr=(-1.4, 0.1))
     with pytest.raises(ValueError, match=r"reaches from -4.38 to 1.58; the schedule from -2.94 to 2.20"):
         schedules.respace(ALPHA_BAR, 9, "log_snr")
+
+
+def test_a_schedule_with_a_number_that_is_none_is_refused():
+    alpha_bar = schedules.linear_alpha_bar(10)
+    alpha_bar[4] = np.nan
+    with pytest.raises(ValueError, match="must fall within 0..1"):
+        schedules.respace(alpha_bar, 5)

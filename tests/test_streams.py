@@ -1,20 +1,34 @@
 """Named streams never meet, whatever is folded below them."""
 
-import re
+import ast
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from experiments.control.baselines import BASELINES
+from experiments.stories.networks import FIELDS
 from experiments.streams import stream
+from experiments.text_to_image.training import TRAINERS
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
+WHAT = {"prior", "value", *FIELDS, *TRAINERS, *BASELINES}  # What pretraining may make, in any domain.
+
+
+def calls(name):
+    """Files and calls of a function in experiments/, whatever module it is called through."""
+    for path in EXPERIMENTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and f".{ast.unparse(node.func)}".endswith(f".{name}"):
+                yield path.name, node
+
+
 def names():
     """Every name that experiments/ gives a stream."""
-    sources = [path.read_text() for path in EXPERIMENTS.rglob("*.py")]
-    return sorted({name for source in sources for name in re.findall(r'stream\(config\.seed, "([^"]+)"\)', source)})
+    written = [ast.unparse(call.args[1]) for _, call in calls("stream")]
+    return sorted({eval(name, {"what": what}) for name in written for what in WHAT})
 
 
 def test_no_two_streams_share_a_key_with_each_other_or_with_any_step():
@@ -37,10 +51,8 @@ def test_a_stream_belongs_to_its_seed_and_its_name():
 
 
 def test_keys_come_from_streams_alone():
-    made = [
-        (path.name, line.strip())
-        for path in EXPERIMENTS.rglob("*.py")
-        for line in path.read_text().splitlines()
-        if "random.key(" in line and "random.key(0)" not in line  # Of shapes alone.
-    ]
-    assert [name for name, _ in made] == ["streams.py"], made
+    """But for those of shapes, of which nothing is drawn, and one by which a policy is timed."""
+    of_shapes = {(file, ast.unparse(argument)) for file, call in calls("eval_shape") for argument in call.args}
+    made = [(file, ast.unparse(call)) for file, call in calls("random.key")]
+    drawn = sorted(set(made) - of_shapes)
+    assert drawn == [("play.py", "jax.random.key(0)"), ("streams.py", "jax.random.key(seed)")]

@@ -24,12 +24,19 @@ pytest.importorskip("tokenizers", reason="text to image needs the extra 'text'")
 pytestmark = pytest.mark.slow
 
 
+ONE_LEVEL = {
+    "block_out_channels": [24],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A pipeline of the embedded networks with fresh parameters, none of them zero."""
+    """A pipeline of the embedded networks, the U-Net of one level, with fresh parameters, none of them zero."""
     root, keys = tmp_path_factory.mktemp("pipeline"), jax.random.split(jax.random.key(0), 4)
     words = {"vocab_size": networks.write_tokenizer(root / "tokenizer")}
-    configs = {"unet": networks.UNET, "vae": networks.VAE, "text_encoder": networks.TEXT | words}
+    configs = {"unet": networks.UNET | ONE_LEVEL, "vae": networks.VAE, "text_encoder": networks.TEXT | words}
     for key, (name, config) in zip(keys, configs.items(), strict=False):
         model = pretrained.build(key, config)
         leaves, tree = jax.tree.flatten(model.params)

@@ -69,6 +69,13 @@ def test_paths_do_not_depend_on_the_number_of_devices(key, devices):
     assert len(paths.xs.sharding.device_set) == devices
 
 
+@pytest.mark.parametrize("widen", [-1.0, np.nan])
+def test_exploration_that_narrows_is_refused(key, widen):
+    run = make_rollout(CHAIN.process, (8, 2), data_mesh(1))
+    with pytest.raises(ValueError, match=f"widen must be at least 0, got {widen}"):
+        run(key, CHAIN.prior, widen=widen)
+
+
 def test_given_starts_stay_with_their_paths_over_devices(key):
     start = jax.random.normal(key, (16, 2))
     run = make_rollout(CHAIN.process, (16, 2), data_mesh(8))

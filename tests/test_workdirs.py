@@ -32,6 +32,18 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(config, tmp_
     assert records.confirm(workdir, changed(config, eval__num_samples=5).to_dict(), ignore=("eval",))
 
 
+def test_of_many_differences_some_are_named_and_of_another_domain_only_that(config, tmp_path):
+    records.claim(tmp_path / "w", config.to_dict())
+    many = {f"train__{name}": 9 for name in ("steps", "batch_size", "learning_rate", "warmup_steps", "clip_norm")}
+    with pytest.raises(records.OtherRun, match=r"clip_norm: 1.0 there, 9.0 here; .*; and 1 more\)"):
+        records.claim(tmp_path / "w", changed(config, **many).to_dict())
+    other = {"domain": "images", "new": 1}
+    with pytest.raises(records.OtherRun, match=r"\(domain: 'gmm' there, 'images' here; and \d+ more\)"):
+        records.claim(tmp_path / "w", other)
+    with pytest.raises(records.OtherRun, match=r"\(new: not set there, 1 here\)"):
+        records.claim(tmp_path / "w", config.to_dict() | {"new": 1})
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "null", '"text"', "{", "\xff"])
 def test_a_config_that_is_no_object_is_one_sentence(config, tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="latin-1")

@@ -99,6 +99,7 @@ class Domain:
       posterior: the parametrisation to train, at its start.
       log_reward: log r, ``(x, cond) -> f[B]``.
       log_bound: declared bound on log r, or None.
+      log_floor: what the -inf of a violated hard constraint counts as (`rtbjax.rewards.evaluate`), or None.
       fingerprint: changes whenever prior, reward or process do; exact sets are cached under it.
       evaluate: samples by name (``prior``, ``rtb``, the baselines, and where they exist ``exact``, ``exact_again``) to
         metrics.
@@ -124,6 +125,7 @@ class Domain:
     value: Value | None = None
     conditions: Conditions | None = None
     rare: bool = False
+    log_floor: float | None = None
     baselines: dict[str, Policy] = dataclasses.field(default_factory=dict)
     patience: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -179,7 +181,8 @@ def log_reward(domain: Domain, x: Array, cond: Any) -> np.ndarray:
     Raises:
       RewardError: see `rtbjax.rewards.evaluate`.
     """
-    return rewards.evaluate(domain.log_reward, x, cond, log_bound=domain.log_bound, **domain.patience)
+    bounds: Any = dict(log_floor=domain.log_floor, log_bound=domain.log_bound)
+    return rewards.evaluate(domain.log_reward, x, cond, **bounds, **domain.patience)
 
 
 def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
@@ -197,5 +200,5 @@ def rewarded(domain: Domain, trajectory: Trajectory) -> Trajectory:
     split: Any = trajectory.xs.sharding
     with hosts.together(rewards.RewardError):
         log_r = log_reward(domain, *jax.tree.map(hosts.local, (x0, cond)))
-    rows = NamedSharding(split.mesh, PartitionSpec(split.spec[1]))
-    return trajectory._replace(log_reward=hosts.from_local(log_r, rows))
+    by_path = NamedSharding(split.mesh, PartitionSpec(split.spec[1]))
+    return trajectory._replace(log_reward=hosts.from_local(log_r, by_path))

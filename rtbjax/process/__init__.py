@@ -51,13 +51,19 @@ def split_output(output: Any, x: Array) -> tuple[Array, Array, Array]:
     """What a Gaussian process reads in a network output: float32 value, factor on the std (1), extra score (0).
 
     Raises:
-      ValueError: the value or the score is not of the shape of ``x[B, E*]``, to which it would be broadcast.
+      ValueError: the value or the score is not of the shape of ``x[B, E*]``, to which it would be broadcast, or the
+        change of the std has other axes.
     """
     score, factor = jnp.float32(0.0), jnp.float32(1.0)
     if isinstance(output, Steered):
         check_shape("The network's score", output.score, x.shape)
         output, score = output.output, output.score.astype(jnp.float32)
     if isinstance(output, LearnedStd):
+        if output.log_std.ndim not in (0, x.ndim):
+            raise ValueError(
+                f"log_std must have the {x.ndim} axes of a batch, of length 1 where it is shared, or none; got shape "
+                f"{output.log_std.shape}."
+            )
         output, factor = output.value, jnp.exp(output.log_std.astype(jnp.float32))
     check_shape("The network's output", output, x.shape)
     return output.astype(jnp.float32), factor, score

@@ -43,7 +43,8 @@ def ddpm(
 
     Raises:
       TypeError: a schedule that is not respaced.
-      ValueError: an unknown prediction or variance, or ``clip_x0`` or ``min_std`` not positive.
+      ValueError: an unknown prediction or variance, ``epsilon`` where no signal is left, or ``clip_x0`` or ``min_std``
+        not positive.
     """
     _check_schedule(schedule)
     if variance not in _VARIANCES:
@@ -68,7 +69,8 @@ def ddim(
 
     Raises:
       TypeError: a schedule that is not respaced.
-      ValueError: ``eta`` outside [0, 1], an unknown prediction, or ``clip_x0`` or ``min_std`` not positive.
+      ValueError: ``eta`` outside [0, 1], an unknown prediction, ``epsilon`` where no signal is left, or ``clip_x0`` or
+        ``min_std`` not positive.
     """
     _check_schedule(schedule)
     if not 0.0 <= eta <= 1.0:
@@ -93,6 +95,11 @@ def _vp(
     if clip_x0 is not None and not clip_x0 > 0.0:
         raise ValueError(f"clip_x0 must be positive, or None for no clipping, got {clip_x0}.")
     a, a_next = schedule.alpha_bar[:-1], schedule.alpha_bar[1:]
+    if prediction == "epsilon" and a[0] == 0.0:
+        raise ValueError(
+            "prediction='epsilon' says nothing of the data where alpha_bar is 0, as at this schedule's first step; "
+            "'sample' and 'v_prediction' do."
+        )
     sigma = eta * np.sqrt((1.0 - a_next) / (1.0 - a)) * np.sqrt(1.0 - a / a_next)
 
     def table(values: np.ndarray) -> Array:

@@ -1,6 +1,6 @@
 """MNIST: a diffusion prior over handwritten digits, the posterior "a seven" under a classifier's likelihood.
 
-    python experiments/run.py --config=configs/mnist.py                     four minutes of one core
+    python experiments/run.py --config=configs/mnist.py                     four to seven minutes
     python experiments/run.py --config=configs/mnist.py --config.reward.label=even --workdir=runs/mnist-even
     python experiments/run.py --config=configs/mnist.py:full                70 minutes; resumes where it was stopped
     python experiments/run.py --config=configs/mnist.py:smoke               the whole path in about a minute

@@ -29,7 +29,7 @@ _REASONS = {
     "q_minus_reference": "no state has a reference that can be trusted",
     "q_standardised": "no state has a reference that can be trusted",
 }
-# What metrics are, by name. The samples of every set are taken as they are, without weights.
+# What metrics are, by name.
 MEANINGS = {
     "start_excess": "half of it is, about, the path-KL that no training removes: prior and posterior share their start",
     "start_excess_error": "its standard error",
@@ -235,6 +235,10 @@ def _of_sets(sets: dict[str, dict[str, Any]]) -> Iterator[Html]:
         for name in names
         if name not in kinds
     ]
+    columns = "Each column is a set of samples, all taken alike: those of the posterior (rtb) are not reweighted."
+    if "exact" in sets:
+        columns += " exact is a second exact set, where there is one: what differs there is chance."
+    yield tag("p", columns)
     yield _table(rows, sets)
     yield pages.facts((name, MEANINGS[name]) for name in names if name in MEANINGS)
     for name in kinds:

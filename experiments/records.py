@@ -82,7 +82,7 @@ def read_json(path: Path, hint: str) -> dict | None:
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:
-        raise WorkdirError(f"{path.parent} is no folder; {hint}.") from error
+        raise WorkdirError(f"{path.parent} is no folder; choose another --workdir.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{path} is not readable JSON ({error}); {hint}.") from error
     if not isinstance(value, dict):
@@ -104,6 +104,11 @@ def confirm(workdir: Path, config: dict, ignore: tuple[str, ...] = ()) -> bool:
     """
     there = read_json(workdir / "config.json", "choose another --workdir")
     if there is None:
+        if left := [name for name in ("checkpoints", "final_params.safetensors") if (workdir / name).exists()]:
+            raise WorkdirError(
+                f"{workdir} has {' and '.join(left)} of a run, and no config.json to say of which; choose another "
+                "--workdir."
+            )
         return False
     before, now = flatten(there), flatten(plain(config))
     changed = [

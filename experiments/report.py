@@ -27,7 +27,7 @@ OWN_PATHS = ("elbo", "ess", "log_reward")
 SECONDS = {
     "total": "the whole command, all sittings together",
     "train": "the training loop and what precedes its first step",
-    "compile": "of them tracing and compiling, in the last sitting",
+    "compile": "of the total, tracing and compiling, in the last sitting",
     "first_step": "from the start of the last command to its first step",
     "sample": "of one sample of the posterior, compilation left out",
     "prior_sample": "of one sample of the prior, likewise",

@@ -259,7 +259,10 @@ def run(_argv) -> None:
     else:
         done = execute(config, workdir, mode, _STARTED)
         hosts.say(evaluate.report(done.summary))
-        hosts.say(f"{workdir}/report.html shows it all; beside it: samples.npz, summary.json, final_params.safetensors")
+        if (workdir / "report.html").exists():
+            hosts.say(
+                f"{workdir}/report.html shows it all; beside it: samples.npz, summary.json, final_params.safetensors"
+            )
 
 
 def main(argv) -> None:

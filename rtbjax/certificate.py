@@ -22,7 +22,7 @@ import scipy.special
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from rtbjax.types import PRNGKey, check_shape
+from rtbjax.types import BOUND_SLACK, PRNGKey, check_shape
 
 _NORMAL_95 = 1.959964
 MIN_PATHS = 25  # below them the tail is of fewer than 5 weights.
@@ -147,9 +147,13 @@ def certify(
     Raises:
       ValueError: fewer than 2 paths, no exact path, an array that is not one number per path, or a log-weight or a
         reference that is not finite.
+      TypeError: a reference that is no `Estimate`.
     """
     gap = _log_weights("gap", gap, "N", at_least=2, zero=False)
     exact_gap = None if exact_gap is None else _log_weights("exact_gap", exact_gap, "M", at_least=1, zero=False)
+    if reference is not None and not isinstance(reference, Estimate):
+        kind = type(reference).__name__
+        raise TypeError(f"The reference must be one of rtbjax.from_prior or rtbjax.certificate.exact, got {kind}.")
     if reference is not None and not np.isfinite([reference.log_z, *reference.interval]).all():
         raise ValueError(f"log Z of the reference and its interval must be finite, got {reference}.")
     fraction = effective_sample_size(gap)
@@ -249,7 +253,10 @@ def _log_weights(name: str, values: ArrayLike, axis: str, *, at_least: int, zero
         raise ValueError(f"{name} must hold at least {at_least} {numbers}, got shape {values.shape}.")
     bad = int(np.sum(~(np.isfinite(values) | (zero & np.isneginf(values)))))
     if bad:
-        raise ValueError(f"{bad} of {values.size} numbers in {name} are not finite.")
+        constraint = ""
+        if np.isneginf(values).any() and not zero:
+            constraint = " Of a hard constraint, certify the floored reward (log_floor of rtbjax.rewards.evaluate)."
+        raise ValueError(f"{bad} of {values.size} numbers in {name} are not finite.{constraint}")
     if values.size and np.isneginf(values).all():
         raise ValueError(f"All {values.size} numbers in {name} are -inf: no weight is left.")
     return values
@@ -277,7 +284,7 @@ def _verdict(estimate: Estimate, reference: Estimate | None, ess: float, path_kl
     far = [f"ESS is {ess:.1%}, below {MIN_ESS:.0%}"] if ess < MIN_ESS else []
     far += [f"path-KL is {path_kl:.2f} nats, above {MAX_PATH_KL}"] if path_kl > MAX_PATH_KL else []
     if far:
-        return "importance_weight", " and ".join(far)
+        return "importance_weight", ", and ".join(far)
     return "consistent", f"ESS is {ess:.1%}, path-KL {path_kl:.3f} nats"
 
 
@@ -300,8 +307,9 @@ def from_prior(
     Args:
       log_reward: log r of N prior samples, -inf where a hard constraint is violated.
       beta: the exponent of r.
-      log_floor: what stands in for -inf, as in `rtbjax.rewards.evaluate`. Where no sample is above it, log Z would be
-        that of the floor, with which a posterior that satisfies the constraint as little agrees.
+      log_floor: the least log r there is, as in `rtbjax.rewards.evaluate`: what is below counts as this much. Where no
+        sample is above it, log Z would be that of the floor, with which a posterior that satisfies the constraint as
+        little agrees.
       log_bound: a declared upper bound on log r, if there is one. By it the samples are worth ``sum (r / R)^beta``
         acceptances, and where these are 25 no tail matters: a fifth of Z would be missed once in 150 times.
 
@@ -310,8 +318,8 @@ def from_prior(
       leaves no trace in either.
 
     Raises:
-      ValueError: fewer than 2 samples, an array that is not one number per sample, NaN or +inf, -inf throughout, or
-        nothing above ``log_floor``.
+      ValueError: fewer than 2 samples, an array that is not one number per sample, NaN or +inf, -inf throughout,
+        nothing above ``log_floor``, or a log r above ``log_bound``.
     """
     log_r = _log_weights("log_reward", log_reward, "N", at_least=2)
     # A floored log r is a float32, and rounding may have raised it.
@@ -320,7 +328,9 @@ def from_prior(
             f"None of {log_r.size} prior samples is above the floor of log r, {log_floor}: take more, or a reference "
             "from elsewhere."
         )
-    log_w = beta * log_r
+    if log_bound is not None and log_r.max() > log_bound + BOUND_SLACK:
+        raise ValueError(f"log_reward reaches {log_r.max():.4f}, beyond its declared bound {log_bound:.4f}.")
+    log_w = beta * (log_r if log_floor is None else np.maximum(log_r, log_floor))
     fraction = effective_sample_size(log_w)
     estimate = _log_mean_exp(log_w, fraction, f"{log_w.size} prior samples")
     many = log_bound is not None and np.logaddexp.reduce(log_w) - beta * log_bound >= math.log(MIN_PATHS)

@@ -175,14 +175,16 @@ def loss(
       The loss, ``f32[]``, and its `LossInfo`.
 
     Raises:
-      ValueError: no ``"policy"`` among the parameters, no ``log_reward``, an array of another shape than `Trajectory`
-        says, a VarGrad group of one path, one of different conditions or none at all where there are conditions, a
-        ``grad_steps`` or ``chunk`` out of range.
+      ValueError: no ``"policy"`` among the parameters, no ``log_reward`` or truth values in its place, an array of
+        another shape than `Trajectory` says, a VarGrad group of one path, one of different conditions or none at all
+        where there are conditions, a ``grad_steps`` or ``chunk`` out of range.
     """
     check_params(params)
     if trajectory.log_reward is None:
         raise ValueError("The trajectory has no log_reward: set it with trajectory._replace(log_reward=...).")
     check_shape("log_reward", trajectory.log_reward, (trajectory.xs.shape[1],))
+    if trajectory.log_reward.dtype == jnp.bool_:
+        raise ValueError("log_reward holds truth values, not log r: jnp.where(allowed, 0.0, floor) makes a constraint.")
     log_ratio = path_log_ratio(
         params["policy"],
         trajectory,

@@ -191,7 +191,7 @@ def step_std(base: Policy, process: Process, shape: tuple[int, ...]) -> Policy:
 
     Args:
       base: a trainable parametrisation.
-      process: the chain, Gaussian.
+      process: the chain, Gaussian, that it will be rolled out with: a step of another takes that of the nearest time.
       shape: of a step's numbers, with the axes of ``E*``; along those of length 1 they are shared.
     """
     table = {"log_std": jnp.zeros((process.num_steps, *shape))}

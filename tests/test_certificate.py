@@ -205,7 +205,7 @@ def test_unreliable_and_which_of_its_reasons_holds(gap, reference, reason):
     [
         (1.0, 0.1, "ESS is 36.9%, below 50%"),
         (0.3, 0.4, "path-KL is 0.40 nats, above 0.2"),
-        (1.0, 0.5, "ESS is 36.9%, below 50% and path-KL is 0.50 nats, above 0.2"),
+        (1.0, 0.5, "ESS is 36.9%, below 50%, and path-KL is 0.50 nats, above 0.2"),
         (0.3, 0.045, "ESS is 91.4%, path-KL 0.045 nats"),
     ],
 )
@@ -398,6 +398,21 @@ def test_even_weights_do_not_make_distant_samples_consistent():
     found = certificate.certify(gap, certificate.exact(0.0, "closed form"))
     assert found.ess > certificate.MIN_ESS and found.path_kl > certificate.MAX_PATH_KL
     assert found.verdict == "importance_weight"
+
+
+def test_a_reference_takes_bound_and_floor_at_their_word():
+    log_r = np.asarray([-np.inf, -9.0, -1.0, 0.5])
+    with pytest.raises(ValueError, match="log_reward reaches 0.5000, beyond its declared bound 0.0000"):
+        certificate.from_prior(log_r, log_bound=0.0)
+    floored = certificate.from_prior(log_r, log_floor=-6.0)
+    assert floored.log_z == pytest.approx(np.log(np.mean(np.exp([-6.0, -6.0, -1.0, 0.5]))))
+
+
+def test_what_certify_cannot_take_is_said():
+    with pytest.raises(TypeError, match="one of rtbjax.from_prior or rtbjax.certificate.exact, got float"):
+        certificate.certify(normal_gaps(0.1), -1.0)
+    with pytest.raises(ValueError, match="1 of 3 numbers in gap are not finite. Of a hard constraint"):
+        certificate.certify([0.0, 1.0, -np.inf])
 
 
 @pytest.mark.parametrize("floor", [-30.0, -13.7])  # float32 raises the latter.

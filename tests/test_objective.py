@@ -266,6 +266,13 @@ def test_a_module_that_is_not_all_arrays_is_an_error_that_names_the_rest():
     rtbjax.init_state({"policy": params}, rtbjax.optimizer(1e-3))
 
 
+def test_truth_values_are_no_reward(key):
+    chain, params, paths = random_case(key)
+    paths = paths._replace(log_reward=paths.xs[-1][:, 0] > 0)
+    with pytest.raises(ValueError, match="truth values, not log r: jnp.where"):
+        rtbjax.loss(params, paths, process=chain.process, apply_fn=chain.shifted_apply, log_z="learned")
+
+
 def test_missing_reward_is_an_error(key):
     chain, params, paths = random_case(key)
     with pytest.raises(ValueError, match="log_reward"):

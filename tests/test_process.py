@@ -254,12 +254,12 @@ def test_what_the_network_is_told():
     np.testing.assert_allclose(times("brownian bridge"), [0.0, 5 / 6], rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(8,), (2,), (8, 2, 1)])
+@pytest.mark.parametrize("shape", [(8,), (2,), (8, 2, 1), (1, 3)])
 def test_a_change_of_the_std_with_other_axes_is_refused(shape):
     x, process = jnp.zeros((8, 2)), vp.ddpm(SHORT)
     with pytest.raises(
         ValueError,
-        match=re.escape(f"must have the 2 axes of a batch, of length 1 where it is shared, or none; got shape {shape}"),
+        match=re.escape(f"must have the shape (8, 2) of the batch, with 1 where it is shared, or none, got {shape}"),
     ):
         process.reverse(LearnedStd(x, jnp.zeros(shape)), x, 0)
     process.reverse(LearnedStd(x, jnp.zeros((1, 2))), x, 0)

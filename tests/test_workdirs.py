@@ -32,6 +32,13 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(config, tmp_
     assert records.confirm(workdir, changed(config, eval__num_samples=5).to_dict(), ignore=("eval",))
 
 
+@pytest.mark.parametrize("left", ["checkpoints", "final_params.safetensors"])
+def test_a_run_without_its_config_is_nobodys_to_go_on_with(config, tmp_path, left):
+    (tmp_path / left).mkdir()
+    with pytest.raises(records.WorkdirError, match=f"has {left} of a run, and no config.json to say of which; choose"):
+        records.claim(tmp_path, config.to_dict())
+
+
 def test_of_many_differences_some_are_named_and_of_another_domain_only_that(config, tmp_path):
     records.claim(tmp_path / "w", config.to_dict())
     many = {f"train__{name}": 9 for name in ("steps", "batch_size", "learning_rate", "warmup_steps", "clip_norm")}

@@ -59,10 +59,10 @@ def split_output(output: Any, x: Array) -> tuple[Array, Array, Array]:
         check_shape("The network's score", output.score, x.shape)
         output, score = output.output, output.score.astype(jnp.float32)
     if isinstance(output, LearnedStd):
-        if output.log_std.ndim not in (0, x.ndim):
+        shape = output.log_std.shape
+        if shape and (len(shape) != x.ndim or any(a not in (1, b) for a, b in zip(shape, x.shape, strict=True))):
             raise ValueError(
-                f"log_std must have the {x.ndim} axes of a batch, of length 1 where it is shared, or none; got shape "
-                f"{output.log_std.shape}."
+                f"log_std must have the shape {x.shape} of the batch, with 1 where it is shared, or none, got {shape}."
             )
         output, factor = output.value, jnp.exp(output.log_std.astype(jnp.float32))
     check_shape("The network's output", output, x.shape)

@@ -158,7 +158,7 @@ def test_parameters_are_gathered_within_each_step_of_a_scan(key):
     params = jax.device_put(network_params(key), parameter_shardings(network_params(key), mesh))
     policy = Policy(params, network)
     run = make_rollout(CHAIN.process, (16, 2), mesh)
-    text = run.lower(key, policy, policy).compile().as_text()
+    text = jax.jit(run).lower(key, policy, policy).compile().as_text()
     entry = text[text.index("\nENTRY") :]
     assert "all-gather" in text and "all-gather" not in entry
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from rtbjax.process import Process
 from rtbjax.trajectory import noise, sample_keys, score
-from rtbjax.types import BOUND_SLACK, Policy, PRNGKey, Trajectory, check_shape
+from rtbjax.types import Policy, PRNGKey, Trajectory, check_bound, check_shape
 
 
 def accept(
@@ -41,8 +40,8 @@ def accept(
         kept would follow another law.
     """
     check_shape("log_reward", log_reward, ("B",))
-    if not isinstance(log_reward, Tracer) and np.any(np.asarray(log_reward) > log_bound + BOUND_SLACK):
-        raise ValueError(f"log_reward reaches {np.max(log_reward):.4f}, beyond its declared bound {log_bound:.4f}.")
+    if not isinstance(log_reward, Tracer):
+        check_bound(log_reward, log_bound)
     index = jnp.arange(log_reward.shape[0]) if index is None else index
     check_shape("index", index, log_reward.shape)
 

@@ -22,7 +22,7 @@ import scipy.special
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from rtbjax.types import BOUND_SLACK, PRNGKey, check_shape
+from rtbjax.types import PRNGKey, check_bound, check_shape
 
 _NORMAL_95 = 1.959964
 MIN_PATHS = 25  # below them the tail is of fewer than 5 weights.
@@ -328,8 +328,8 @@ def from_prior(
             f"None of {log_r.size} prior samples is above the floor of log r, {log_floor}: take more, or a reference "
             "from elsewhere."
         )
-    if log_bound is not None and log_r.max() > log_bound + BOUND_SLACK:
-        raise ValueError(f"log_reward reaches {log_r.max():.4f}, beyond its declared bound {log_bound:.4f}.")
+    if log_bound is not None:
+        check_bound(log_r, log_bound)
     log_w = beta * (log_r if log_floor is None else np.maximum(log_r, log_floor))
     fraction = effective_sample_size(log_w)
     estimate = _log_mean_exp(log_w, fraction, f"{log_w.size} prior samples")

@@ -169,6 +169,12 @@ AxisName = str | tuple[str, ...]
 BOUND_SLACK = 1e-4
 
 
+def check_bound(log_reward: ArrayLike, log_bound: float) -> None:
+    """Raises a ValueError if a log r is above the bound declared for it."""
+    if np.any(np.asarray(log_reward) > log_bound + BOUND_SLACK):
+        raise ValueError(f"log_reward reaches {np.max(log_reward):.4f}, beyond its declared bound {log_bound:.4f}.")
+
+
 def check_shape(name: str, array: ArrayLike, shape: tuple[int | str, ...]) -> None:
     """Raises a ValueError with both shapes unless they agree; an axis given by a name may have any length.
 

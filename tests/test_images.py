@@ -117,7 +117,7 @@ def test_one_posterior_for_many_labels(tmp_path):
     # Exact samples are of their own label.
     assert all(one["exact"]["log_reward"] > one["prior"]["log_reward"] for one in metrics["per_condition"])
     domain = done.domain
-    x = jnp.asarray(done.exact.samples[:, :8].reshape(16, *networks.shape(config)))
+    x = jnp.asarray(done.exact().samples[:, :8].reshape(16, *networks.shape(config)))
     right, wrong = jnp.repeat(jnp.arange(2), 8), jnp.repeat(1 - jnp.arange(2), 8)
     assert (domain.log_reward(x, right) > domain.log_reward(x, wrong)).mean() > 0.8
     # As after training: at the start the last layer is zero, and so is the score.

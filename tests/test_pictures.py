@@ -128,7 +128,7 @@ def test_from_pictures_to_a_posterior(tmp_path):
     assert images.build(config).value is not None
     done = run.execute(config, tmp_path / "run")
     assert done.summary["data_source"] == "prior trained on 40 pictures from pictures.npz"
-    assert done.exact.samples.shape == (1, 16, 32, 32, 3)
+    assert done.exact().samples.shape == (1, 16, 32, 32, 3)
     assert problems(tmp_path / "run") == []
     posterior = loop.restore(config, done.domain, tmp_path / "run")  # Indexed by the step: no array of NumPy would do.
     paths = rollout(jax.random.key(0), done.domain.process, done.domain.prior, posterior, shape=(2, 32, 32, 3))

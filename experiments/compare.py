@@ -23,6 +23,7 @@ COLUMNS = {
     "verdict": "verdict",
     "seconds": "seconds",
 }
+DIVERGED = "diverged"  # In place of a certificate's verdict.
 CRITERION = "sliced_w2"  # Smallest to the exact set: the best of several values of a setting.
 
 
@@ -134,7 +135,7 @@ def row(summary: dict) -> dict:
 def diverged(name: str, error: Diverged) -> dict:
     """Of a run that ended so, in place of its `row`; and it is said."""
     hosts.say(f"{name} diverged: {error}")
-    return {"verdict": "diverged", "reason": str(error)}
+    return {"verdict": DIVERGED, "reason": str(error)}
 
 
 def judged(summary: dict) -> dict:

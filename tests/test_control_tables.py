@@ -12,6 +12,7 @@ from experiments import compare, run, settings, weights
 from experiments.control import baselines, behaviour_prior, iql, play, published, tables
 from experiments.domains import control
 from experiments.errors import ConfigError
+from experiments.finite import Diverged
 
 SIZES = (8, 11, 3)  # Width, observations and actions of Hopper.
 
@@ -117,6 +118,38 @@ def test_scores_stand_above_the_papers():
     assert "| ms an action |  | 0.02 |  |" in lines
     assert "| hopper-medium | RTB | 0.1 | 0.25 | 0.5 | 1 |  | 0.75 | 60 | consistent |" in lines
     assert lines[-1] == "No data for walker2d-medium."
+
+
+def test_a_run_that_diverges_has_no_numbers_and_the_others_have_theirs(tmp_path, key, monkeypatch):
+    config = changed(small("alpha_sweep", tmp_path, key), compare__seeds=2)
+    names = [name for name, _ in config.compare.runs]
+    played = []
+
+    def execute(one, workdir, mode):
+        if workdir.name == compare.slug(names[0]) or one.seed == 1:
+            raise Diverged("14 steps in a row were skipped.")
+        metrics = {"rtb": {"q": 2.0, "q_minus_reference": 0.5}, "prior": {"q": 1.0}, "reference": {"trusted": 1.0}}
+        certificate = {"ess": 0.5, "verdict": "consistent", "per_condition": [{"condition": "state 0", "path_kl": 0.2}]}
+        states = {"states": {"state 0": {"reference_ess": 200.0}}}
+        found = {"metrics": metrics | states, "certificate": certificate, "seconds": {"train": 60.0}}
+        return type("Done", (), {"summary": found})
+
+    def actors(one, runs, folder, candidates):
+        played.append(list(runs))
+        return dict.fromkeys(["bc", *runs])
+
+    monkeypatch.setattr(play, "actors", actors)
+    monkeypatch.setattr(play, "episodes_of", lambda *arguments: {"scores": [1.0, 3.0], "latency_ms": 0.1})
+    lines = compare.run(config, tmp_path / "w", execute, "train", settings.check, tables.collect).splitlines()
+    assert played == [names[1:], []]
+    found = json.loads((tmp_path / "w" / "comparison.json").read_text())["sets"]["hopper-medium-replay"]
+    assert found["policies"].keys() == {"bc", *names[1:]}
+    assert np.shape(found["policies"]["bc"]["scores"]) == (2, 2)
+    assert np.shape(found["policies"][names[1]]["scores"]) == (1, 2)
+    assert found["runs"][names[0]]["path_kl"] is None and found["runs"][names[1]]["path_kl"] == 0.2
+    assert [found["runs"][name]["verdicts"] for name in names[:2]] == [["diverged"] * 2, ["consistent", "diverged"]]
+    assert f"{names[0]} diverged on hopper-medium-replay, seed 0, seed 1, and has no numbers of it." in lines
+    assert f"{names[1]} diverged on hopper-medium-replay, seed 1, and has no numbers of it." in lines
 
 
 @pytest.mark.parametrize(

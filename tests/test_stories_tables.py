@@ -9,6 +9,7 @@ from configs.stories import get_config
 from experiments import compare, run, settings, weights
 from experiments.domains import stories
 from experiments.errors import ConfigError
+from experiments.finite import Diverged
 from experiments.stories import tables
 
 
@@ -86,6 +87,25 @@ def test_a_table_that_was_stopped_shows_what_there_is(config, tmp_path, monkeypa
     assert "2 of the diffusion and 0 of the language model" in lines[0]
     assert "| language model, GFlowNet (RTB) |  |  | .019±.001 | .031±.002 | .102±.005 |" in lines
     assert sum("`consistent`" in line for line in lines) == 2
+
+
+def test_a_seed_that_diverges_has_no_infills_and_the_others_do(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(stories, "pretrain", pretrain)
+    answer = Recorder()
+
+    def diverges(config, workdir, mode):
+        if config.process.reveals == "left_to_right" or config.seed == 0:
+            raise Diverged("14 steps in a row were skipped.")
+        return answer(config, workdir, mode)
+
+    lines = filled(config, tmp_path / "w", diverges).splitlines()
+    assert "1 of the diffusion and 0 of the language model" in lines[0]
+    assert "| diffusion, RTB | -3.000 | 0.200 | .025±.002 | .045±.002 | .156±.003 |" in lines
+    assert "| language model, GFlowNet (RTB) |  |  | .019±.001 | .031±.002 | .102±.005 |" in lines
+    assert "| diffusion | 0 |  |  |  |  | `diverged` |  |  |" in lines
+    assert "| diffusion | 1 | -3.3 | -3.2 | 0.1 | 0.9 | `consistent` | -3 | -3 |" in lines
+    runs = json.loads((tmp_path / "w" / "comparison.json").read_text())["runs"]
+    assert [run["reason"] for run in runs["language model"]] == ["14 steps in a row were skipped."] * 2
 
 
 def test_one_seed_has_no_spread_and_none_is_refused(config, tmp_path, monkeypatch):

@@ -12,9 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import compare, hosts, records, weights
+from experiments.compare import DIVERGED
 from experiments.control import baselines, networks, play, published, reference
 from experiments.domains import control
 from experiments.errors import ConfigError
+from experiments.finite import Diverged
 from experiments.markdown import head, line
 from experiments.settings import get
 
@@ -55,6 +57,8 @@ def find(folder: str, name: str) -> str | None:
 
 def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> str:
     """Fills the cells, and after each writes ``comparison.json`` and ``comparison.md``; see `compare.run`.
+
+    A run that diverges has no scores, and the table says so.
 
     Raises:
       UserError: a field of ``compare`` is not allowed, or a cell cannot be made.
@@ -99,8 +103,13 @@ def cell(config: ConfigDict, one: ConfigDict, folder: Path, execute: Callable, m
         pretrained(one, folder, what)
     runs, summaries = {}, {}
     for name, changes in settings.runs:
-        runs[name], varied = folder / compare.slug(name), compare.changed(one, dict(changes))
-        summaries[name] = {"alpha": varied.reward.alpha, **execute(varied, runs[name], mode).summary}
+        place, varied = folder / compare.slug(name), compare.changed(one, dict(changes))
+        try:
+            found = execute(varied, place, mode).summary
+            runs[name] = place
+        except Diverged as error:
+            found = compare.diverged(name, error)
+        summaries[name] = {"alpha": varied.reward.alpha, **found}
     path = folder / "scores.json"
     played = (None if mode == "evaluate" else records.read_json(path, "delete it to play again")) or {}
     for name, actor in play.actors(one, runs, folder / "pretrain", settings.candidates).items():
@@ -122,20 +131,22 @@ def pretrained(config: ConfigDict, folder: Path, what: str) -> Path:
 
 
 def gathered(cells: list[dict]) -> dict:
-    """One data set over its seeds."""
-    policies = {name: play.summary([one["played"][name] for one in cells]) for name in cells[0]["played"]}
+    """One data set over its seeds; a run that diverged counts in no number."""
+    names = dict.fromkeys(name for one in cells for name in one["played"])
+    policies = {name: play.summary([one["played"][name] for one in cells if name in one["played"]]) for name in names}
     runs = {}
-    for name in cells[0]["runs"]:
-        each = [one["runs"][name] for one in cells]
+    for name, first in cells[0]["runs"].items():
+        of_seeds = [one["runs"][name] for one in cells]
+        each = [s for s in of_seeds if s.get("verdict") != DIVERGED]
         runs[name] = {
-            "alpha": each[0]["alpha"],
+            "alpha": first["alpha"],
             "path_kl": mean_of([path_kl(s) for s in each]),
             "ess": mean_of([s["certificate"]["ess"] for s in each]),
             "q_minus_prior": mean_of([s["metrics"]["rtb"]["q"] - s["metrics"]["prior"]["q"] for s in each]),
             "q_minus_reference": mean_of([s["metrics"]["rtb"]["q_minus_reference"] for s in each]),
             "trusted": mean_of([s["metrics"]["reference"]["trusted"] for s in each]),
             "seconds": mean_of([s["seconds"]["train"] for s in each]),
-            "verdicts": [s["certificate"]["verdict"] for s in each],
+            "verdicts": [s["certificate"]["verdict"] if s in each else DIVERGED for s in of_seeds],
         }
     return {"seeds": len(cells), "policies": policies, "runs": runs}
 
@@ -152,7 +163,7 @@ def path_kl(summary: dict) -> float | None:
 
 
 def mean_of(values: list) -> float | None:
-    return None if None in values else float(np.mean(values))
+    return None if None in values or not values else float(np.mean(values))
 
 
 def table(result: dict) -> str:
@@ -175,6 +186,11 @@ def table(result: dict) -> str:
             verdicts = ", ".join(sorted(set(values["verdicts"])))
             numbers = (compare.cell(value) for field, value in values.items() if field != "verdicts")
             lines.append(line([name, run, *numbers, verdicts]))
+    for name, found in result["sets"].items():
+        for run, values in found["runs"].items():
+            lost = [f"seed {seed}" for seed, verdict in enumerate(values["verdicts"]) if verdict == DIVERGED]
+            if lost:
+                lines += ["", f"{run} diverged on {name}, {', '.join(lost)}, and has no numbers of it."]
     if result["left out"]:
         lines += ["", f"No data for {', '.join(result['left out'])}."]
     return "\n".join(lines) + "\n"

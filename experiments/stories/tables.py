@@ -12,8 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import compare, hosts, records
+from experiments.compare import DIVERGED
 from experiments.domains import stories
 from experiments.errors import ConfigError
+from experiments.finite import Diverged
 from experiments.markdown import head, line
 from experiments.settings import get
 from experiments.stories import networks
@@ -67,7 +69,8 @@ JUDGED = ("log_z_is", "log_z_reference", "path_kl", "ess", "verdict", "log_rewar
 def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> str:
     """Fills the cells, run by run; see `compare.run`.
 
-    ``comparison.json`` and ``comparison.md`` are written anew after every cell, from what there is.
+    ``comparison.json`` and ``comparison.md`` are written anew after every cell, from what there is. A seed that
+    diverges has no infills, and its line says so.
 
     Raises:
       UserError: ``compare.seeds`` is below 1, or a cell cannot be made.
@@ -82,8 +85,11 @@ def collect(config: ConfigDict, workdir: Path, execute: Callable, mode: str) -> 
         for seed in range(seeds):
             hosts.say(f"== {name}, seed {seed}")
             changes = {"seed": seed} | (learned if name == DIFFUSION else {})
-            done = execute(compare.changed(one, changes), workdir / compare.slug(name) / f"seed-{seed}", mode)
-            cells[name].append(done.summary)
+            place = workdir / compare.slug(name) / f"seed-{seed}"
+            try:
+                cells[name].append(execute(compare.changed(one, changes), place, mode).summary)
+            except Diverged as error:
+                cells[name].append(compare.diverged(f"{name}, seed {seed},", error))
             result = gathered(cells)
             text = table(result)
             records.write_table(workdir, "comparison", result, text)
@@ -107,14 +113,16 @@ def gathered(cells: dict[str, list[dict]]) -> dict[str, Any]:
     """Of the summaries of each run, one for each seed: all rows, and how near each came to its target."""
     rows = {}
     for row in ROWS:
-        of_seeds = [summary["metrics"].get(row.set, {}) for summary in cells[row.run]]
+        of_seeds = [summary["metrics"].get(row.set, {}) for summary in cells[row.run] if "metrics" in summary]
         columns = [name for name in COLUMNS if of_seeds and all(values.get(name) is not None for values in of_seeds)]
         rows[row.title] = {name: over_seeds([values[name] for values in of_seeds]) for name in columns}
     return {"rows": rows, "runs": {name: list(map(judged, summaries)) for name, summaries in cells.items()}}
 
 
 def judged(summary: dict) -> dict[str, Any]:
-    """What `JUDGED` names."""
+    """What `JUDGED` names; of a seed that diverged, that."""
+    if "metrics" not in summary:
+        return dict.fromkeys(JUDGED) | summary
     metrics = summary["metrics"]
     rewards = {
         "log_reward": metrics["rtb"]["log_reward"],
@@ -131,7 +139,8 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Markdown: all rows beside the paper's, then how near each run came to its target."""
     kept = {name: title for name, title in COLUMNS.items() if any(name in row for row in result["rows"].values())}
-    counts = " and ".join(f"{len(of_seeds)} of the {name}" for name, of_seeds in result["runs"].items())
+    finished = {name: sum(run["verdict"] != DIVERGED for run in of_seeds) for name, of_seeds in result["runs"].items()}
+    counts = " and ".join(f"{count} of the {name}" for name, count in finished.items())
     lines = [f"Mean ± standard deviation over seeds: {counts}. The paper's numbers are of another corpus.", ""]
     lines += head(["infills", *kept.values(), *(f"paper's {name}" for name in PAPER)])
     for row in ROWS:

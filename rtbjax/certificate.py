@@ -31,6 +31,7 @@ MAX_INTERVAL = 0.5
 MIN_ESS = 0.5
 MAX_PATH_KL = 0.2  # By Pinsker's inequality, a total variation of at most 0.32.
 EVEN_ESS = 0.95  # of weights this even the tail index describes differences that do not matter.
+_TINY = 1e-300  # Of weights beside the largest, below which float64 loses its digits.
 RESOLUTION = 1e-3  # float32 path sums err by less: intervals of exact estimates that are this near agree.
 
 
@@ -375,7 +376,7 @@ def pareto_k(log_w: Float[ArrayLike, " N"]) -> float | None:
     # Equal but for rounding is equal: a value that is taken often would look like a mass of tiny excesses.
     w = np.exp(np.round((log_w - log_w[-1]) / RESOLUTION) * RESOLUTION)
     excess = w[-count:] - w[-count - 1]
-    excess = excess[excess > 0.0]
+    excess = excess[excess > _TINY]
     return _pareto_shape(excess) if np.unique(excess).size >= 5 else None
 
 

@@ -9,21 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from rtbjax.process import Process
-from rtbjax.types import Policy, Steered
+from rtbjax.types import Policy, Steered, check_shape
 
 
 def classifier_guidance(
-    prior: Policy, log_reward: Callable[[Array, Any], Array], *, strength: float = 1.0, clip: float = 100.0
+    log_reward: Callable[[Array, Any], Array], *, strength: float = 1.0, clip: float = 100.0
 ) -> Policy:
     """Adds ``strength * grad log r(x)``, taken at the noisy state itself, to the score (paper, eq. 20).
 
     Biased: the exact term is the gradient of ``log E[r(x_0) | x]`` (Dhariwal & Nichol 2021, sec. 4.1).
 
     Args:
-      prior: frozen.
       log_reward: differentiable ``(x, cond) -> f32[B]``.
       strength: 1 is the formula.
       clip: bound on every entry of the gradient, as of `rtbjax.posterior.langevin`.
@@ -157,7 +156,7 @@ def reconstruction(
     process: Process,
     prior: Policy,
     misfit: Callable[[Array, Any], Array],
-    tweedie: Float[Array, " T+1"],
+    tweedie: Float[ArrayLike, " T+1"],
     *,
     iterations: int = 2,
     clip: float = 100.0,
@@ -183,8 +182,13 @@ def reconstruction(
       tweedie: variance over signal of every state, ``n^2 / s`` where ``xs[i] = s x0 + n eps``; 0 for the data.
       iterations: of conjugate gradients.
       clip: bound on every entry of the gradient.
+
+    Raises:
+      ValueError: ``tweedie`` of another length.
     """
     last = process.num_steps - 1
+    check_shape("tweedie", tweedie, (process.num_steps + 1,))
+    tweedie = jnp.asarray(tweedie, jnp.float32)
 
     def gradient(output, x, t, cond):
         i = process.step_at(t)

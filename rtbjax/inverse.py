@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from rtbjax.types import check_shape
+
 _TINY = 1e-12  # Keeps the gradient of an amplitude finite where it vanishes.
 
 
@@ -32,9 +34,10 @@ def inpainting(seen: Bool[np.ndarray, "H W C"]) -> Operator:
     """The pixels in ``seen``; the others are blank.
 
     Raises:
-      ValueError: no pixel is seen.
+      ValueError: no pixel is seen, or ``seen`` is not that of an image with channels.
     """
     seen = np.asarray(seen, bool)
+    check_shape("seen", seen, ("H", "W", "C"))
     if not seen.any():
         raise ValueError("Inpainting needs at least one pixel that is seen.")
     return Operator(lambda x: x * jnp.asarray(seen, x.dtype)[None], seen, seen)
@@ -104,7 +107,13 @@ def phase_retrieval(shape: tuple[int, int, int], oversampling: int = 2) -> Opera
 def misfit(
     operator: Operator, y: Float[Array, "#B h w D"], x: Float[Array, "B H W C"], noise: float
 ) -> Float[Array, "B h w D"]:
-    """``(y - A(x)) / noise`` where there are measurements, 0 elsewhere."""
+    """``(y - A(x)) / noise`` where there are measurements, 0 elsewhere.
+
+    Raises:
+      ValueError: images or measurements of other shapes than the operator's.
+    """
+    check_shape("x", x, ("B", *operator.seen.shape))
+    check_shape("y", y, ("B", *operator.measured.shape))
     return (y - operator.measure(x)) * jnp.asarray(operator.measured, x.dtype)[None] / noise
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from rtbjax import lora as _lora
 from rtbjax.process import Process
-from rtbjax.types import LearnedStd, Policy, PRNGKey, Steered
+from rtbjax.types import LearnedStd, Policy, PRNGKey, Steered, check_shape
 
 
 def full_copy(prior: Policy) -> Policy:
@@ -68,6 +68,7 @@ def correction(params: PyTree, apply_fn: Callable, *, look: Callable | None = No
 
     Returns:
       A policy with ``look``: paths carry the prior's output and what was seen, and training never runs the prior.
+      Calling it raises a ValueError where the change is not of the output's shape.
     """
 
     def features(output, x, t, cond):
@@ -202,7 +203,8 @@ def _add(output: Any, change: Array) -> Any:
     if isinstance(output, Steered):
         return output._replace(output=_add(output.output, change))
     if isinstance(output, LearnedStd):
-        return output._replace(value=output.value + change)
+        return output._replace(value=_add(output.value, change))
+    check_shape("The change of the network's output", change, output.shape)
     return output + change
 
 

@@ -19,6 +19,11 @@ from jaxtyping import Array
 
 from rtbjax.types import BOUND_SLACK, RewardFn
 
+_TRUTH = (
+    "The reward returned truth values, not log r: np.where(allowed, 0.0, -np.inf) makes a hard constraint of them, "
+    "with a log_floor."
+)
+
 
 class RewardError(RuntimeError):
     """A reward that raised, did not answer, or returned something that is not one log r per sample."""
@@ -82,10 +87,7 @@ def evaluate(
             failure, cause = f"The reward raised {type(error).__name__}{said}", error
             continue
         if log_r.dtype == np.bool_:
-            raise RewardError(
-                "The reward returned truth values, not log r: np.where(allowed, 0.0, -np.inf) makes a hard constraint "
-                "of them, with a log_floor."
-            )
+            raise RewardError(_TRUTH)
         if log_r.shape != (batch,):
             shape = log_r.shape
             failure, cause = f"The reward must return one log r per sample, shape ({batch},), got {shape}", None
@@ -148,12 +150,15 @@ def per_sample(reward: Callable[[np.ndarray, Any], float]) -> RewardFn:
     """A reward of one sample, ``(x[E*], cond) -> log r``, for a whole batch; an error names the sample.
 
     Raises:
-      RewardError: when asked, where it raises for a sample.
+      RewardError: when asked, where it raises for a sample, or says true or false of one.
     """
 
     def log_reward(x, cond):
         samples, conditions = np.array(x), jax.device_get(cond)
-        return np.array([one(samples, conditions, index) for index in range(len(samples))], np.float32)
+        answers = [one(samples, conditions, index) for index in range(len(samples))]
+        if any(np.asarray(answer).dtype == np.bool_ for answer in answers):
+            raise RewardError(_TRUTH)
+        return np.array(answers, np.float32)
 
     def one(samples, conditions, index):
         try:
@@ -165,13 +170,31 @@ def per_sample(reward: Callable[[np.ndarray, Any], float]) -> RewardFn:
 
 
 def product(*rewards: RewardFn) -> RewardFn:
-    """The product of rewards: the sum of their logs."""
-    return lambda x, cond: sum(reward(x, cond) for reward in rewards)
+    """The product of rewards: the sum of their logs.
+
+    Raises:
+      RewardError: when asked, of a factor that is not one number per sample.
+    """
+    return lambda x, cond: sum(_numbers(reward(x, cond), x) for reward in rewards)
 
 
 def tempered(reward: RewardFn, beta: float) -> RewardFn:
-    """``r ** beta``."""
-    return lambda x, cond: beta * reward(x, cond)
+    """``r ** beta``.
+
+    Raises:
+      RewardError: when asked, if r is not one number per sample.
+    """
+    return lambda x, cond: beta * _numbers(reward(x, cond), x)
+
+
+def _numbers(answer: Any, x: Array) -> Any:
+    """An answer, traced or not, that is one log r per sample: arithmetic would make numbers of anything else."""
+    answer = answer if isinstance(answer, jax.Array) else np.asarray(answer)
+    if answer.dtype == np.bool_:
+        raise RewardError(_TRUTH)
+    if answer.shape != x.shape[:1]:
+        raise RewardError(f"Each factor of a reward must be one log r per sample, {x.shape[:1]}, got {answer.shape}.")
+    return answer.astype(np.float32)
 
 
 def from_probability(probability: Callable[[Array, Any], Array], floor: float) -> RewardFn:

@@ -62,17 +62,20 @@ def steer(
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
     count = shape[0]
 
+    def log_r(x0):
+        return (beta * log_reward(x0, cond)).astype(jnp.float32)
+
     def guess(output, x, i):
         if twist is not None:
-            return twist(output, x, i, cond)
-        return beta * log_reward(process.denoise(output, x, i), cond)
+            return twist(output, x, i, cond).astype(jnp.float32)
+        return log_r(process.denoise(output, x, i))
 
     def propose(key, output, x, i):
         """The next states, and the log-ratio of the prior's density there and the proposal's."""
         law_prior = process.reverse(output, x, i)
         keys, t = jax.random.split(key, count), process.time(i)
         if proposal is None:
-            return law_prior.sample(keys), jnp.zeros(count)
+            return law_prior.sample(keys), jnp.zeros(count, jnp.float32)
         features = None if proposal.look is None else proposal.look(output, x, t, cond)
         law = process.reverse(proposal(x, t, cond, features), x, i)
         x = law.sample(keys)
@@ -96,10 +99,10 @@ def steer(
         return (x, now, log_w + log_ratio, log_z + settled), None
 
     start_key, end_key = jax.random.split(jax.random.fold_in(key, process.num_steps))
-    zeros = jnp.zeros(count)
+    zeros = jnp.zeros(count, jnp.float32)
     carry = (process.init(jax.random.split(start_key, count), shape, cond), zeros, zeros, jnp.float32(0.0))
     (x, worth, log_w, log_z), _ = jax.lax.scan(step, carry, jnp.arange(process.num_steps))
-    log_w = log_w + beta * log_reward(x, cond) - worth
+    log_w = log_w + log_r(x) - worth
     return Particles(x[systematic(end_key, jax.nn.softmax(log_w))], log_z + _log_mean(log_w))
 
 

@@ -64,11 +64,12 @@ def rollout(
       A `Trajectory` without ``log_reward``.
 
     Raises:
-      ValueError: ``start`` of another shape, or of another dtype than the process's states, or ``widen`` below 0 where
-        it is not traced.
+      ValueError: ``start`` of another shape, or of another dtype than the process's states, an ``index`` of other than
+        B samples, or ``widen`` below 0 where it is not traced.
     """
     check_widen(widen)
     index = jnp.arange(shape[0]) if index is None else index
+    check_shape("index", index, shape[:1])
     keys = sample_keys(key, index)
     last = process.num_steps
     if start is None:
@@ -169,6 +170,7 @@ def score(
     Raises:
       ValueError: paths of another length than the process's.
     """
+    xs = jnp.asarray(xs)
     check_length(process, xs)
 
     def step(_, i):
@@ -228,6 +230,7 @@ def log_prob(
       ValueError: paths of another length than the process's, ``chunk`` does not divide the number of steps, or
         features where the policy takes none, or none where it does.
     """
+    xs, features = jax.tree.map(jnp.asarray, (xs, features))
     check_length(process, xs)
     steps = jnp.arange(process.num_steps) if steps is None else steps
     check_chunk(steps.shape[0], chunk)

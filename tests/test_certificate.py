@@ -103,6 +103,15 @@ def test_one_weight_that_outweighs_all_others_is_unreliable():
     assert found.pareto_k is None and found.verdict == "unreliable"
 
 
+def test_weights_beside_which_the_others_vanish_in_double_precision_have_no_tail():
+    """Some seven hundred nats below the largest, where a double has hardly a digit left."""
+    for spread in (700.0, 720.0, 740.0):
+        log_w = np.append(np.linspace(-spread - 10.0, -spread, 500), 0.0)
+        k = certificate.pareto_k(log_w)
+        assert k is None or np.isfinite(k)
+        assert certificate.certify(log_w).verdict == "unreliable"
+
+
 def test_pareto_k_needs_a_tail():
     assert certificate.pareto_k(np.zeros(1000)) is None
     assert certificate.pareto_k(normal_gaps(1.0, certificate.MIN_PATHS - 1)) is None

@@ -20,7 +20,7 @@ def linear(x, cond):
 
 
 def classifier(process, prior, log_reward, **arguments):
-    return guidance.classifier_guidance(prior, log_reward, **arguments)
+    return guidance.classifier_guidance(log_reward, **arguments)
 
 
 def monte_carlo(process, prior, log_reward, **arguments):

@@ -87,6 +87,7 @@ def test_log_r_is_a_normal_density_below_its_bound(name):
     "make, message",
     [
         (lambda: inverse.inpainting(np.zeros((2, 2, 1), bool)), "at least one pixel"),
+        (lambda: inverse.inpainting(np.ones((2, 2), bool)), r"seen must have shape \(H, W, C\), got \(2, 2\)"),
         (lambda: inverse.super_resolution((28, 28, 1), 5), "divide the sides 28 and 28 .* got 5"),
         (lambda: inverse.deblurring((28, 28, 1), 0.0), "positive, got 0.0"),
         (lambda: inverse.phase_retrieval((28, 28, 1), 0), "at least 1, got 0"),
@@ -95,6 +96,17 @@ def test_log_r_is_a_normal_density_below_its_bound(name):
 def test_an_operator_that_cannot_be_says_why(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_images_and_measurements_of_another_shape_are_no_likelihood(name):
+    """A mask of one channel on images of two would count its pixels twice, or the channels that it has not."""
+    operator, x = LINEAR[name], jnp.zeros((3, *SHAPE))
+    y = operator.measure(x[:1])
+    with pytest.raises(ValueError, match=r"x must have shape \(B, 4, 6, 2\), got \(3, 4, 6, 1\)"):
+        inverse.log_likelihood(operator, y, x[..., :1], 0.3)
+    with pytest.raises(ValueError, match=r"y must have shape \(B, "):
+        inverse.log_likelihood(operator, y[0], x, 0.3)
 
 
 SMALL = (2, 2, 1)
@@ -112,7 +124,7 @@ class LinearGaussian:
         self.data, schedule = GaussianData(), respace(cosine_alpha_bar(), num_steps, "trailing")
         self.process = vp.ddpm(schedule, prediction="v_prediction", variance="fixed_large", min_std=1e-2)
         self.prior = self.data.vp(cosine_alpha_bar(), "v_prediction")
-        self.tweedie = jnp.asarray((1.0 - schedule.alpha_bar) / np.sqrt(schedule.alpha_bar), jnp.float32)
+        self.tweedie = (1.0 - schedule.alpha_bar) / np.sqrt(schedule.alpha_bar)
 
     def posterior(self, operator, y):
         """Mean and covariance."""

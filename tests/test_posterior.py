@@ -120,6 +120,22 @@ def test_a_policy_that_looks_at_the_prior_still_does_when_it_is_trained_anew(aga
     np.testing.assert_allclose(second.log_ratio, first.log_ratio, rtol=1e-6)
 
 
+@pytest.mark.parametrize("std", [False, True])
+@pytest.mark.parametrize("kind", ["correction", "langevin"])
+def test_a_change_that_would_be_broadcast_is_refused(kind, std, key):
+    """Of a head of one output, all dimensions would move alike."""
+    x, t = jnp.ones((4, 2)), jnp.float32(0.3)
+    base = parametrise.learned_std(parametrise.full_copy(PRIOR), {"scale": jnp.zeros(2)}, head) if std else PRIOR
+    output = base(x, t, None)
+    if kind == "correction":
+        policy = parametrise.correction({}, lambda params, x, t, cond, seen: x[:, :1])
+    else:
+        policy = parametrise.langevin(base, {}, lambda params, t: jnp.ones((3, 4, 2)), log_reward)
+    message = r"The change of the network's output must have shape \(4, 2\), got"
+    with jax.numpy_rank_promotion("allow"), pytest.raises(ValueError, match=message):
+        policy(x, t, None, policy.look(output, x, t, None))
+
+
 def test_langevin_adds_the_scaled_gradient_of_log_r():
     """Of log r = -|x|^2 / 2 that is -x, clipped at 1.5 per entry; the scale may depend on time."""
     policy = parametrise.langevin(

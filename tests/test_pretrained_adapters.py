@@ -63,6 +63,15 @@ def test_adapters_come_back_as_they_were(unet, trained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, trained, again)
 
 
+@pytest.mark.parametrize("alpha", [None, 3.0, 12.0])
+def test_an_alpha_is_part_of_what_is_saved(alpha, unet, trained, tmp_path):
+    params = {"unet": unet.params}
+    adapters.save(tmp_path, trained, params, alpha=alpha)
+    again = lora.merge(params, adapters.load(tmp_path, trained, params), alpha=3.0)
+    expected = lora.merge(params, trained, alpha=alpha or 3.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), again, expected)
+
+
 def test_other_adapters_are_refused(unet, trained, tmp_path):
     params = {"unet": unet.params}
     with pytest.raises(PretrainedError, match="has no pytorch_lora_weights.safetensors"):

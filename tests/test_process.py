@@ -153,10 +153,11 @@ def test_variance_exploding_predictions_and_posterior():
     x, x0 = rng.normal(size=(4, 3)), rng.normal(size=(6, 4, 3))
     eps = (x - x0) / sigmas[:-1, None, None]
     means = {}
-    for name, value in {"sample": x0, "epsilon": eps}.items():
+    for name, value in {"sample": x0, "epsilon": eps, "score": -eps / sigmas[:-1, None, None]}.items():
         process = sde.variance_exploding(sigmas, prediction=name)
         means[name], stds = laws(process, jnp.asarray(value, jnp.float32), jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(means["epsilon"], means["sample"], atol=1e-4)
+    np.testing.assert_allclose(means["score"], means["sample"], atol=1e-4)
     for i in range(5):
         step_var, after_var = sigmas[i] ** 2 - sigmas[i + 1] ** 2, sigmas[i + 1] ** 2
         precision = 1 / step_var + 1 / after_var
@@ -303,7 +304,7 @@ def test_an_output_of_another_shape_is_refused_and_not_broadcast(process, shape)
         (lambda: sde.variance_exploding(np.asarray([2.0, 1.0])), "fall strictly and end in 0"),
         (
             lambda: sde.variance_exploding(geometric_sigma(3, 2.0, 1.0), prediction="v_prediction"),
-            "'epsilon' or 'sample'",
+            "'epsilon', 'sample' or 'score', got 'v_prediction'",
         ),
         (lambda: sde.variance_exploding(geometric_sigma(3, 2.0, 1.0), min_std=0.0), "min_std must be positive"),
         (lambda: sde.brownian_bridge(0), "num_steps must be >= 1.*got 0"),

@@ -248,6 +248,38 @@ def test_rewards_compose():
     np.testing.assert_allclose(np.exp(combined(X, 0.0)), np.exp(X[:, 0]))
 
 
+@pytest.mark.parametrize(
+    "compose",
+    [
+        lambda factor: rewards.product(first, factor),
+        lambda factor: rewards.product(factor, first),
+        lambda factor: rewards.tempered(factor, 2.0),
+    ],
+)
+def test_arithmetic_makes_no_number_of_what_is_no_log_r(compose):
+    for answer in (X[:, 0] > 3.0, np.asarray([True, False, True, True])):
+        with pytest.raises(RewardError, match="truth values, not log r"):
+            evaluate(compose(lambda x, cond, answer=answer: answer), X)
+        with pytest.raises(RewardError, match="truth values, not log r"):
+            jax.jit(compose(lambda x, cond, answer=answer: answer))(X, None)
+    for answer in (0.5, [1.0], np.zeros((4, 1)), np.zeros(3)):
+        with pytest.raises(RewardError, match=r"one log r per sample, \(4,\), got"):
+            evaluate(compose(lambda x, cond, answer=answer: np.asarray(answer)), X)
+
+
+def test_a_reward_of_one_sample_says_no_truth_values_either():
+    with pytest.raises(RewardError, match="truth values, not log r"):
+        evaluate(rewards.per_sample(lambda x, cond: x[0] > 3.0 or -1.0), X)
+
+
+def test_factors_of_all_kinds_are_numbers_in_single_precision():
+    """In one program and on the host: double precision and whole numbers would not mix with JAX's arrays."""
+    kinds = [lambda x, cond: np.full(4, 0.25), lambda x, cond: np.arange(4), lambda x, cond: x[:, 0]]
+    combined = rewards.product(*kinds)
+    for found in (combined(X, None), jax.jit(combined)(X, None)):
+        np.testing.assert_array_equal(found, [0.25, 3.25, 6.25, 9.25])
+
+
 def test_a_probability_becomes_a_log_reward_with_a_floor():
     reward = rewards.from_probability(lambda x, cond: np.asarray([1.0, 0.5, 0.0, 1e-30]), floor=1e-6)
     np.testing.assert_allclose(evaluate(reward, X), np.log([1.0, 0.5, 1e-6, 1e-6]), rtol=1e-6)

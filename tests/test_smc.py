@@ -106,3 +106,13 @@ def test_systematic_draws_are_as_many_as_they_should_be(key):
 def test_a_threshold_that_is_no_share_is_refused(key):
     with pytest.raises(ValueError, match="threshold must lie between 0 and 1, got 2.0"):
         steer(key, 4, 2.0)
+
+
+def test_where_jax_is_in_double_precision_weights_stay_single(key):
+    """A scan's carry has one type; the reward answers in another."""
+    chain = LinearGaussian()
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        found = smc.steer(
+            key, chain.process, chain.prior, lambda x, cond: chain.log_reward(x).astype(jnp.float64), shape=(64, 2)
+        )
+    assert found.log_z.dtype == jnp.float32 and np.isfinite(found.log_z)

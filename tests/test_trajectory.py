@@ -217,6 +217,25 @@ def test_a_path_of_another_length_is_refused(case, steps):
             use()
 
 
+def test_paths_kept_as_numpy_arrays_are_scored_alike(case):
+    process, prior, posterior, paths = case
+    kept = jax.device_get(paths._replace(log_reward=jnp.ones(16)))
+    again = score(process, prior, kept.xs, posterior=posterior)
+    np.testing.assert_allclose(again.log_ratio, paths.log_ratio, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(rescore(process, posterior, kept).log_ratio, paths.log_ratio, rtol=1e-4, atol=2e-5)
+    losses = [
+        rtbjax.loss({"policy": posterior.params}, one, process=process, apply_fn=posterior.apply_fn)[0]
+        for one in (kept, jax.tree.map(jnp.asarray, kept))
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_an_index_of_other_than_the_batch_is_refused(case, key):
+    process, prior, *_ = case
+    with pytest.raises(ValueError, match=r"index must have shape \(8,\), got \(3,\)"):
+        rollout(key, process, prior, shape=(8, 2), index=jnp.arange(3))
+
+
 def test_features_that_do_not_fit_the_policy_are_refused():
     process, prior, looking = with_features()
     alone = rollout(jax.random.key(0), process, prior, shape=(4, 2))._replace(log_reward=jnp.zeros(4))

@@ -85,7 +85,7 @@ def build(config: ConfigDict) -> Domain:
         def tempered(x, cond):
             return config.objective.beta * log_reward(x, cond)
 
-        posterior = guidance.classifier_guidance(prior, tempered, strength=config.posterior.strength)
+        posterior = guidance.classifier_guidance(tempered, strength=config.posterior.strength)
     else:
         posterior = Policy(params, variance_apply(net) if config.posterior.learn_variance else prior.apply_fn)
     return Domain(

@@ -54,8 +54,7 @@ def build(config: ConfigDict) -> Domain:
         return inverse.log_likelihood(operator, measured(cond), x, noise)
 
     level = networks.make_schedule(config).alpha_bar
-    tweedie = jnp.asarray((1.0 - level) / np.sqrt(level), jnp.float32)
-    guide = guidance.reconstruction(process, prior, misfit, tweedie)
+    guide = guidance.reconstruction(process, prior, misfit, (1.0 - level) / np.sqrt(level))
     evaluation = Evaluation(evaluated)
     return Domain(
         name="inverse",

@@ -50,7 +50,7 @@ def guided(config: ConfigDict, process: Process, prior: Policy, log_reward: Rewa
         return beta * log_reward(x, cond)
 
     if settings.kind == "classifier_guidance":
-        return guidance.classifier_guidance(prior, tempered, strength=settings.strength)
+        return guidance.classifier_guidance(tempered, strength=settings.strength)
     if settings.kind == "posterior_sampling":
         return guidance.posterior_sampling(process, prior, tempered, strength=settings.strength)
     # The spread of x_0 given x that data of unit variance would have (Song et al. 2023).

@@ -135,7 +135,9 @@ class CausalTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
-        """Logits of the next token at every position."""
+        """Logits of the next token at every position; the mask V, as of places not yet written, is read as token 0."""
+        # Nothing that is written attends to what comes after it, but a lookup beyond the table would be NaN there.
+        tokens = jnp.where(tokens == self.vocab_size, 0, tokens)
         attend = jnp.tril(jnp.ones((tokens.shape[1],) * 2, jnp.bool_))
         h = nn.Embed(self.vocab_size, self.width, name="tokens")(tokens)
         for number in range(self.depth):

@@ -128,6 +128,12 @@ def check_output(output: Any, shape: tuple[int, ...]) -> None:
     check_shape("The network's output", output, shape)
 
 
+def check_tokens(x: Array, length: int) -> Array:
+    """Raises a ValueError unless tokens are as long as the chain, whose steps would leave some masked; returns them."""
+    check_shape(f"Tokens of a chain of {length} steps", x, ("B", length))
+    return x
+
+
 def one_by_one(length: int, vocab_size: int) -> Process:
     """Masked diffusion seen only where something happens: each of L steps reveals one token, at a random place.
 
@@ -142,14 +148,14 @@ def one_by_one(length: int, vocab_size: int) -> Process:
         of `absorbing`, and is told the share of masked tokens.
 
     Raises:
-      ValueError: ``length`` below 1.
+      ValueError: ``length`` below 1; of the process's functions, tokens of another length.
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}.")
 
     def count(i):
         """Masked tokens of ``xs[i]``."""
-        return length - i
+        return length - jnp.asarray(i)
 
     def highest(keys, allowed, number):
         """``number`` of the allowed places at random."""
@@ -158,9 +164,11 @@ def one_by_one(length: int, vocab_size: int) -> Process:
         return rank < number
 
     def hide(keys, x, number):
+        check_tokens(x, length)
         return jnp.where(highest(keys, x != vocab_size, number), jnp.int32(vocab_size), x)
 
     def reverse(output, x, i):
+        check_tokens(x, length)
         check_output(output, (*x.shape, vocab_size))
         return Reveal(jax.nn.log_softmax(output.astype(jnp.float32)), x)
 
@@ -169,7 +177,7 @@ def one_by_one(length: int, vocab_size: int) -> Process:
 
     return Process(
         num_steps=length,
-        init=lambda keys, shape, cond: jnp.full(shape, vocab_size, jnp.int32),
+        init=lambda keys, shape, cond: check_tokens(jnp.full(shape, vocab_size, jnp.int32), length),
         time=lambda i: count(i).astype(jnp.float32) / length,
         reverse=reverse,
         forward=lambda keys, x, i, cond: hide(keys, x, 1),

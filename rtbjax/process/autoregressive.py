@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from rtbjax.kernels import Categorical
 from rtbjax.process import Process
-from rtbjax.process.absorbing import check_output
+from rtbjax.process.absorbing import check_output, check_tokens
 
 
 def left_to_right(length: int, vocab_size: int) -> Process:
@@ -23,7 +23,7 @@ def left_to_right(length: int, vocab_size: int) -> Process:
         cannot be), and is told the share that is not yet written.
 
     Raises:
-      ValueError: ``length`` below 1.
+      ValueError: ``length`` below 1; of the process's functions, tokens of another length.
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}.")
@@ -36,18 +36,20 @@ def left_to_right(length: int, vocab_size: int) -> Process:
         return jnp.arange(length) == i
 
     def reverse(output, x, i):
+        check_tokens(x, length)
         check_output(output, (x.shape[0], vocab_size))
         following = jax.nn.log_softmax(output.astype(jnp.float32), axis=-1)
         following = jnp.pad(following, ((0, 0), (0, 1)), constant_values=-jnp.inf)
         return Categorical(jnp.where(here(i)[None, :, None], following[:, None], certain(x)))
 
     def unwritten(x, i):
+        check_tokens(x, length)
         return jnp.where(jnp.arange(length)[None] < i, x, jnp.int32(vocab_size))
 
     return Process(
         num_steps=length,
-        init=lambda keys, shape, cond: jnp.full(shape, vocab_size, jnp.int32),
-        time=lambda i: (length - i).astype(jnp.float32) / length,
+        init=lambda keys, shape, cond: check_tokens(jnp.full(shape, vocab_size, jnp.int32), length),
+        time=lambda i: (length - jnp.asarray(i)).astype(jnp.float32) / length,
         reverse=reverse,
         forward=lambda keys, x, i, cond: unwritten(x, i),
         marginal=lambda keys, x0, i, cond: unwritten(x0, i),

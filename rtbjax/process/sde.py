@@ -12,7 +12,8 @@ def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_s
 
     Args:
       sigmas: noise levels of ``xs[0..T]``, falling, the last one 0 (`rtbjax.schedules.geometric_sigma`).
-      prediction: ``epsilon`` or ``sample``. The network is told ``log sigma_i / 4``.
+      prediction: ``epsilon``, ``sample`` or ``score``, which is ``-eps / sigma_i``. The network is told
+        ``log sigma_i / 4``.
       min_std: no step's standard deviation is below this.
 
     Raises:
@@ -20,8 +21,8 @@ def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_s
     """
     if len(sigmas) < 2 or not np.all(np.diff(sigmas) < 0) or sigmas[-1] != 0.0:
         raise ValueError(f"sigmas must be at least 2 that fall strictly and end in 0, got {np.round(sigmas, 4)}.")
-    if prediction not in ("epsilon", "sample"):
-        raise ValueError(f"prediction must be 'epsilon' or 'sample', got {prediction!r}.")
+    if prediction not in ("epsilon", "sample", "score"):
+        raise ValueError(f"prediction must be 'epsilon', 'sample' or 'score', got {prediction!r}.")
     check_min_std(min_std)
     now, after = sigmas[:-1], sigmas[1:]
     sigma = jnp.asarray(sigmas, jnp.float32)
@@ -32,7 +33,9 @@ def variance_exploding(sigmas: np.ndarray, *, prediction: str = "epsilon", min_s
 
     def denoise(output, x, i):
         value, _, _ = split_output(output, x)
-        return value if prediction == "sample" else x - sigma[i] * value
+        if prediction == "sample":
+            return value
+        return x + sigma[i] ** 2 * value if prediction == "score" else x - sigma[i] * value
 
     def mean(x0, x, i):
         return x0 + shrink[i] * (x - x0)

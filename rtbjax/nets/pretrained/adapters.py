@@ -25,13 +25,17 @@ _METADATA = "lora_adapter_metadata"  # Where diffusers keeps peft's LoraConfig, 
 _KERNEL = "/kernel"
 
 
-def save(folder: str | Path, adapters: Mapping[str, Mapping[str, Array]], params: PyTree) -> Path:
+def save(
+    folder: str | Path, adapters: Mapping[str, Mapping[str, Array]], params: PyTree, alpha: float | None = None
+) -> Path:
     """Writes adapters of kernels to ``folder``, which is made, and returns the file.
 
     Args:
       folder: for ``load_lora_weights``.
       adapters: by the paths of `rtbjax.lora`, the first part of which is the component (``unet``).
       params: the adapted parameters, whose shapes tell a convolution.
+      alpha: they were trained with (`rtbjax.posterior.lora`); each one's rank if None. It becomes part of B, so that
+        what `load` gives of this file has an alpha of its rank.
 
     Raises:
       ValueError: an adapter of what is no kernel.
@@ -40,6 +44,7 @@ def save(folder: str | Path, adapters: Mapping[str, Mapping[str, Array]], params
     for path, adapter in adapters.items():
         shape, name = _shape(params, path), _layer(path)
         a, b = np.asarray(adapter["a"], np.float32), np.asarray(adapter["b"], np.float32)
+        b = b if alpha is None else b * np.float32(alpha / a.shape[-1])
         if len(shape) == 4:
             a, b = a.reshape(*shape[:3], -1).transpose(3, 2, 0, 1), b.T[:, :, None, None]
         else:

@@ -19,8 +19,10 @@ ones vae, text and prior were resumed on a shortened schedule: a new training is
 
     python experiments/run.py --config=configs/text_to_image.py:sd15                by hub id; for an accelerator
 
-or from a folder, by --config.prior.folder=FOLDER. A reward of your own is a function (images, prompts) -> scores:
+or from a folder, by --config.prior.folder=FOLDER. A reward of your own is a function (images, prompts) -> scores; as no
+bound of it is known, no path can be accepted, here and with the models below:
 
+    --config.behaviour.accepted=0
     --config.reward.terms.function=1 --config.reward.terms.contrastive=0 --config.reward.function=module:function
 
 CLIP's score is a folder or a hub id, and so is PickScore, whose weights are a CLIP model's; these, the aesthetic

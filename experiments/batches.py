@@ -97,13 +97,19 @@ def check_group(config: ConfigDict, conditions: int) -> None:
     """Checks ``objective.group`` against the number of a domain's conditions, 0 if it has none.
 
     Raises:
-      ConfigError: a group without conditions, conditions without a group, or more of them in a batch than there are.
+      ConfigError: a group without conditions, conditions without a group, more of them in a batch than there are, or
+        one log Z for all.
     """
     group = config.objective.group
     if group and not conditions:
         raise ConfigError("config.objective.group must be 0: this domain has no conditions.")
     if conditions and not group:
         raise ConfigError("config.objective.group must be at least 1: this domain has conditions.")
+    if conditions and config.objective.log_z == "learned":
+        raise ConfigError(
+            "config.objective.log_z must be vargrad or conditional: this domain has conditions, and one learned log Z "
+            "is wrong for each of them."
+        )
     if conditions and groups(config) > conditions:
         raise ConfigError(
             f"config.objective.group={group} asks for {groups(config)} conditions in a batch of "

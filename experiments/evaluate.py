@@ -135,6 +135,8 @@ def uncertified(selected: selection.Selected, known: Exact, why: str) -> dict[st
     elif selected.log_z is not None:
         estimate = certificate.from_prior(selected.log_z)
         none |= {"log_z_is": estimate.log_z, "log_z_is_ci": estimate.interval}
+    if reference is None:
+        return none | {"reason": why}
     return none | {
         "log_z_reference": reference.log_z,
         "log_z_reference_ci": reference.interval,

@@ -96,7 +96,9 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
       WriteError: see `experiments.files.replacing`.
       Terminated: it was asked to stop (see `experiments.stopping`); what is done is saved.
     """
-    steps, steers = config.train.steps, domain.value is not None and config.steer.steps > 0
+    steps = config.train.steps
+    # A posterior that was trained before is not led back to the value.
+    steers = domain.value is not None and config.steer.steps > 0 and not config.posterior.start
     # Order matters: whatever a resumed run repeats must come after the restore, and the step's own key is folded from
     # the seed and the step, so that a resumed run draws what an uninterrupted one would.
     optimizer = optimizers.make(config)

@@ -214,6 +214,11 @@ def finish(config: ConfigDict, domain: Domain, result: dict, training: dict, wor
 def pretrain(config: ConfigDict, workdir: Path) -> None:
     """Makes what a domain trains itself, each in a folder of its own, so that it meets no other run's checkpoints."""
     settings.check(config)
+    if not hasattr(domain_module(config), "pretrain"):
+        raise ConfigError(
+            f"{config.domain} has nothing of its own to train beforehand: its prior is that of "
+            f"configs/{config.data.set}.py, which --mode=pretrain makes there."
+        )
     # In full: the hint that is printed at the end must hold from wherever it is pasted.
     folder = (workdir / "pretrain" / config.pretrain.get("what", "prior")).resolve()
     with records.claimed(folder, config.to_dict()):

@@ -45,7 +45,8 @@ def check(config: ConfigDict, domain: Domain) -> None:
     """Checks the sampler against the domain.
 
     Raises:
-      ConfigError: an unknown one, sizes that do not fit, or one that selects where there are many posteriors.
+      ConfigError: an unknown one, sizes that do not fit, one that selects where there are many posteriors, or particles
+        for a reward outside JAX.
     """
     one_of(config, "eval.sampler", SAMPLERS)
     settings = config.eval
@@ -57,6 +58,24 @@ def check(config: ConfigDict, domain: Domain) -> None:
         raise ConfigError(
             f"config.eval.best_of must divide config.eval.batch_size={settings.batch_size}, got {settings.best_of}."
         )
+    if settings.sampler != "best_of":
+        _check_traceable(config, domain)
+
+
+def _check_traceable(config: ConfigDict, domain: Domain) -> None:
+    """Raises a ConfigError unless JAX can ask the reward at every step of its own program."""
+    shape = (config.eval.particles, *domain.event_shape)
+
+    def asked(key):
+        return domain.log_reward(domain.process.init(jax.random.split(key, shape[0]), shape, None), None)
+
+    try:
+        jax.eval_shape(asked, jax.random.key(0))
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise ConfigError(
+            f"config.eval.sampler={config.eval.sampler} asks the reward at every step, inside JAX, and this one "
+            "computes on the host: best_of asks it once for each sample."
+        ) from error
 
 
 def draw(key: jax.Array, config: ConfigDict, domain: Domain, posterior: Policy, mesh: Mesh) -> Selected:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from shrunk import gmm
 
+from configs import inverse
 from experiments import records, run
+from experiments.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = [f"configs/{name}.py" for name in ("cifar10", "d4rl", "gmm", "inverse", "mnist", "stories", "text_to_image")]
@@ -177,3 +179,9 @@ def test_pretraining_has_a_folder_of_its_own_for_each_thing_it_makes(tmp_path):
     done = call(*small, "--config.pretrain.learning_rate=1.0")
     assert done.returncode != 0 and "pretrain.learning_rate: 0.002 there, 1.0 here" in done.stderr
     assert weights.read_bytes() == before
+
+
+def test_a_domain_that_trains_nothing_beforehand_says_whose_prior_it_has(tmp_path):
+    with pytest.raises(ConfigError, match=r"its prior is that of configs/mnist\.py, which --mode=pretrain makes there"):
+        run.pretrain(inverse.get_config(), tmp_path / "w")
+    assert not (tmp_path / "w").exists()

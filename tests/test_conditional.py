@@ -212,6 +212,7 @@ def test_the_bias_of_many_small_estimates_is_within_the_interval_of_their_averag
     "changes, message",
     [
         ({"objective__group": 0}, r"objective.group must be at least 1: this domain has conditions"),
+        ({"objective__log_z": "learned"}, "log_z must be vargrad or conditional: .* one learned log Z is wrong"),
         ({"objective__group": 4}, r"group=4 asks for 12 conditions in a batch of 48, and there are 6"),
         ({"behaviour__accepted": 0.25, "behaviour__replay": 0.0}, "config.behaviour.prior_paths must be 0"),
     ],

@@ -122,6 +122,7 @@ def test_the_evaluation_knows_the_exact_posterior_from_one_that_is_too_sure():
     assert exact["misfit"] == pytest.approx(np.sqrt((0.2 * 0.25 + 0.2) / 0.25), abs=0.05)
     assert prior["misfit"] == pytest.approx(3.0, abs=0.1)
     assert exact["error"] < prior["error"] and exact["log_reward"] > prior["log_reward"]
+    assert "prior" not in found["calibration"]
     for test in ("tarp", "ranks"):
         assert found["calibration"]["rtb"][test]["p_value"] > 0.02
         assert found["calibration"]["dps"][test]["p_value"] < 1e-3

@@ -1,5 +1,6 @@
 """Samples that are selected and not weighted, on a chain whose posterior is known."""
 
+import dataclasses
 import json
 
 import jax
@@ -85,6 +86,22 @@ def test_a_single_particle_system_has_no_interval():
     alone = selection.Selected(np.zeros((4, 2)), np.zeros(4), np.asarray([0.7]), 1.0)
     found = evaluate.uncertified(alone, reference, "why")
     assert found["log_z_is"] == 0.7 and found["log_z_is_ci"] is None and found["log_z_reference"] == 1.0
+
+
+def test_without_a_reference_there_is_none():
+    """Where r is too rare under the prior."""
+    found = evaluate.uncertified(
+        selection.Selected(np.zeros((4, 2)), np.zeros(4), None, 1.0), exact.Exact(np.zeros((1, 0, 2)), (None,)), "why"
+    )
+    assert found.pop("reason") == "why" and set(found.values()) == {None}
+
+
+@pytest.mark.parametrize("sampler", ["smc", "smc_posterior"])
+def test_particles_are_refused_a_reward_outside_jax_which_best_of_can_ask(sampler):
+    here = dataclasses.replace(domain(), log_reward=lambda x, cond=None: np.asarray(x).sum(axis=1))
+    with pytest.raises(ConfigError, match=f"sampler={sampler} asks the reward at every step, inside JAX"):
+        selection.check(config(eval__sampler=sampler), here)
+    selection.check(config(eval__sampler="best_of"), here)
 
 
 @pytest.mark.parametrize(

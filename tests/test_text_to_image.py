@@ -19,6 +19,7 @@ from experiments.text_to_image.export import export
 from rtbjax import rollout, score
 from rtbjax.nets import pretrained
 from rtbjax.nets.pretrained import PretrainedError, adapters
+from rtbjax.rewards import RewardError
 
 pytest.importorskip("tokenizers", reason="text to image needs the extra 'text'")
 pytestmark = pytest.mark.slow
@@ -244,6 +245,10 @@ def one_too_few(images, prompts):
     return np.zeros(len(images) - 1)
 
 
+def is_bright(images, prompts):
+    return images.mean(axis=(1, 2, 3)) > 0.5
+
+
 def test_a_reward_of_ones_own_sees_pictures_and_prompts(config):
     terms = {f"reward__terms__{name}": weight for name, weight in (("contrastive", 0.0), ("function", 2.0))}
     own = changed(config, prompt="a green three | two red ones", reward__function=f"{__name__}:brightness", **terms)
@@ -256,6 +261,29 @@ def test_a_reward_of_ones_own_sees_pictures_and_prompts(config):
     wrong = text_to_image.build(changed(own, reward__function=f"{__name__}:one_too_few"))
     with pytest.raises(ValueError, match=r"give 4 pictures one score each, got shape \(3,\)"):
         wrong.log_reward(z, jnp.array([0, 1, 0, 1]))
+    wrong = text_to_image.build(changed(own, reward__function=f"{__name__}:is_bright"))
+    with pytest.raises(ValueError, match="must give scores, not truth values"):
+        wrong.log_reward(z, jnp.array([0, 1, 0, 1]))
+
+
+def test_an_evaluation_asks_again_as_training_does_and_takes_no_number_for_granted(config, monkeypatch):
+    terms = {f"reward__terms__{name}": weight for name, weight in (("contrastive", 0.0), ("function", 1.0))}
+    patience = dict(reward__retries=1, reward__retry_seconds=0.0)
+    own = changed(config, reward__function=f"{__name__}:brightness", **terms, **patience)
+    answers = iter([RuntimeError("the scorer is away"), 1.0, np.nan, np.nan])
+
+    def moody(images, prompts):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return np.full(len(images), answer)
+
+    monkeypatch.setitem(globals(), "brightness", moody)
+    built = text_to_image.build(own)
+    z = np.asarray(noisy(built))
+    assert built.evaluate({"rtb": z})["rtb"]["log_reward"] == 1.0
+    with pytest.raises(RewardError, match=r"log r = nan for sample 0 of 4 \(2 tries\)"):
+        built.evaluate({"rtb": z})
 
 
 def test_terms_of_the_reward_are_added(config):

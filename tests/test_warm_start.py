@@ -3,14 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from oracles import QuadraticGaussian
-from shrunk import bare_domain
+from shrunk import bare_domain, changed
 
 from configs.gmm import get_config
-from experiments import warm_start
+from experiments import loop, warm_start, weights
 from experiments.domains.base import Value
 from rtbjax import posterior, rollout
+from rtbjax.sharding import data_mesh
 
 CHAIN = QuadraticGaussian(diffusion=1.0)
 SLOPES, CURVES = jnp.asarray([(0.0, 0.0), *CHAIN.following], jnp.float32).T  # At xs[0], which nothing asks for, zeros.
@@ -98,3 +100,21 @@ def test_learned_variances_are_left_alone(key):
     gradient = jax.grad(loss)(policy.params)
     assert float(gradient["log_std"]["s"]) == 0.0
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient["base"])) > 0.0
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_posterior_that_was_trained_before_is_not_led_back_to_the_value(trained, tmp_path, monkeypatch):
+    here, steered = domain(), []
+    weights.save(tmp_path / "trained.safetensors", {"policy": here.posterior.params}, {})
+    monkeypatch.setattr(warm_start, "run", lambda domain, *arguments: steered.append(1) or domain.posterior.params)
+    config = changed(
+        get_config("smoke"),
+        devices=1,
+        behaviour__accepted=0.0,
+        train__steps=1,
+        steer__steps=2,
+        posterior__start=str(tmp_path / "trained.safetensors") if trained else "",
+    )
+    with loop.Clock() as clock:
+        loop.run(config, here, tmp_path / "w", data_mesh(1), clock)
+    assert len(steered) == (not trained)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments import data, functions, hosts, weights
 from experiments.domains.base import Domain, named
 from experiments.errors import ConfigError, checking
-from experiments.settings import PRECISIONS, data_unread, get, no_warm_start, one_of, other_precision
+from experiments.settings import PRECISIONS, data_unread, get, no_warm_start, one_of, other_precision, patience
 from experiments.streams import stream
 from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
@@ -27,6 +27,7 @@ from rtbjax import Policy, Process, from_scheduler, lora, posterior
 from rtbjax.nets.pretrained import Model, adapters, stable_diffusion
 from rtbjax.nets.pretrained import folder as folders
 from rtbjax.nets.pretrained.stable_diffusion import Pipeline
+from rtbjax.rewards import evaluate
 from rtbjax.types import Denoiser
 
 # Rewards of PyTorch by their term, and what their field of the config says.
@@ -175,8 +176,14 @@ def build(config: ConfigDict) -> Domain:
     def log_reward(z, cond=None):
         return picture_reward(decode(z), np.zeros(len(z), np.int32) if cond is None else np.asarray(cond))
 
+    # A log-probability, and minus a size, are at most 0.
+    log_bound = None if config.reward.terms.function or on_host else 0.0
+
+    def patiently(x, places):
+        return evaluate(picture_reward, x, places, log_bound=log_bound, **patience(config))
+
     unet = pipeline.unet.module
-    evaluation = Evaluation(asked, decode, picture_reward, first_choice, jax.jit(model.embedding))
+    evaluation = Evaluation(asked, decode, patiently, first_choice, jax.jit(model.embedding))
     return Domain(
         name="text_to_image",
         data_source=f"prior trained on {trained_on(config)}",
@@ -185,8 +192,7 @@ def build(config: ConfigDict) -> Domain:
         prior=prior,
         posterior=make_posterior(config, process, prior),
         log_reward=log_reward,
-        # A log-probability, and minus a size, are at most 0.
-        log_bound=None if config.reward.terms.function or on_host else 0.0,
+        log_bound=log_bound,
         fingerprint=weights.fingerprint(
             prior.params,
             pipeline.vae.params,

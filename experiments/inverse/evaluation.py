@@ -31,7 +31,9 @@ class Evaluation:
         found: dict[str, Any] = {name: self._of_set(x) for name, x in sets.items()}
         if self._problems.truth is not None and len(self._problems.y) > 1:
             references = sets["prior"][:, 0]
-            found["calibration"] = {name: self._calibration(x, references) for name, x in sets.items()}
+            # A sample of its own as the reference would rank every truth of the prior too high.
+            judged = {name: x for name, x in sets.items() if name != "prior"}
+            found["calibration"] = {name: self._calibration(x, references) for name, x in judged.items()}
         return found
 
     def _leading(self, x: np.ndarray) -> np.ndarray:

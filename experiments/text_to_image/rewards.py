@@ -62,7 +62,7 @@ def named(function: str, prompts: Sequence[str]) -> PictureReward:
     score = functions.load("reward.function", function)
 
     def reward(x, asked):
-        return np.asarray(score(to_unit(x), [prompts[place] for place in asked]), np.float32)
+        return np.asarray(score(to_unit(x), [prompts[place] for place in asked]))
 
     return reward
 
@@ -76,7 +76,9 @@ def weighted(terms: Sequence[tuple[float, PictureReward]]) -> PictureReward:
             scores = term(x, asked)
             if scores.shape != total.shape:
                 raise ValueError(f"a reward must give {len(x)} pictures one score each, got shape {scores.shape}")
-            total = total + np.float32(weight) * scores
+            if scores.dtype == np.bool_:
+                raise ValueError("a reward must give scores, not truth values: np.where(allowed, 0.0, -1000.0)")
+            total = total + np.float32(weight) * scores.astype(np.float32)
         return total
 
     return reward

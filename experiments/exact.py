@@ -92,8 +92,8 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     """Draws an exact set and caches it.
 
     Raises:
-      UserError: the acceptance rate is too low to get the samples from `MAX_BATCHES` prior batches, or no prior sample
-        is above the floor of log r.
+      UserError: the acceptance rate is too low to get the samples from `MAX_BATCHES` prior batches, as is known after
+        a fraction of them, or no prior sample is above the floor of log r.
     """
     settings, beta = config.eval, config.objective.beta
     run = make_rollout(domain.process, (settings.batch_size, *domain.event_shape), mesh)
@@ -120,11 +120,15 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
             bar.update(int(np.minimum(have, count).sum()) - bar.n)
             if (have >= count).all():
                 break
-        else:
-            raise UserError(
-                f"Only {have.min()} of {count} exact samples after {MAX_BATCHES * settings.batch_size} prior samples: "
-                "r is too rare under the prior; lower config.eval.exact_samples."
-            )
+            # Where none came, more than ten were not to be expected: else one had, but for a chance of 5e-5.
+            likely = 2 * have.min() + 10
+            if likely * MAX_BATCHES * domain.asked < count * (batch + 1) or batch + 1 == MAX_BATCHES:
+                drawn = (batch + 1) * settings.batch_size
+                raise UserError(
+                    f"{have.min()} of {count} exact samples after {drawn:,} prior samples: r is too rare under the "
+                    "prior. What was trained is kept: --mode=evaluate with a lower "
+                    "config.eval.exact_samples evaluates it."
+                )
     none = np.zeros((0, *domain.event_shape), domain.dtype)
     samples = np.stack([np.concatenate(parts)[:count] if parts else none for parts in kept])
     samples = samples.astype(storage(domain)).astype(domain.dtype)  # As they will be read.

@@ -12,7 +12,7 @@ from shrunk import bare_domain, changed
 from configs.gmm import get_config
 from experiments import evaluate, exact, selection
 from experiments.domains.base import Conditions
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, UserError
 from rtbjax.certificate import Estimate
 from rtbjax.sharding import data_mesh
 
@@ -86,6 +86,14 @@ def test_a_single_particle_system_has_no_interval():
     alone = selection.Selected(np.zeros((4, 2)), np.zeros(4), np.asarray([0.7]), 1.0)
     found = evaluate.uncertified(alone, reference, "why")
     assert found["log_z_is"] == 0.7 and found["log_z_is_ci"] is None and found["log_z_reference"] == 1.0
+
+
+def test_a_reward_too_rare_for_exact_samples_is_known_long_before_the_last_batch(tmp_path):
+    """Of 400 that are wanted from 10,000 batches of one hundred none was among the first 25,000."""
+    one = config(eval__exact_samples=200, eval__batch_size=100, eval__exact_cache=str(tmp_path))
+    here = dataclasses.replace(domain(), log_reward=lambda x, cond=None: np.full(len(x), -60.0), log_bound=0.0)
+    with pytest.raises(UserError, match=r"0 of 400 exact samples after 25,100 prior samples: .*--mode=evaluate with"):
+        exact.draw(one, here, MESH)
 
 
 def test_without_a_reference_there_is_none():

@@ -4,7 +4,7 @@
     python experiments/run.py --config=configs/mnist.py --config.reward.label=even --workdir=runs/mnist-even
     python experiments/run.py --config=configs/mnist.py:full                70 minutes; resumes where it was stopped
     python experiments/run.py --config=configs/mnist.py:smoke               the whole path in about a minute
-    python experiments/run.py --config=configs/mnist.py:table2              the paper's table 2, a day; resumes
+    python experiments/run.py --config=configs/mnist.py:table2              the paper's table 2, 24 hours; resumes
     python experiments/run.py --config=configs/mnist.py:table2_even_odd     its second part, five hours
     python experiments/run.py --config=configs/mnist.py:table2_smoke        all its methods, one class, in three minutes
 

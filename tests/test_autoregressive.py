@@ -108,20 +108,6 @@ def test_outputs_for_gaussian_steps_are_refused(output):
         PROCESS.reverse(output, jnp.zeros((1, 3), jnp.int32), jnp.int32(0))
 
 
-def test_tokens_of_another_length_are_refused_wherever_they_come_in(key):
-    """A chain of three steps would leave the fourth token unwritten, and log Z would be that of three."""
-    wanted = r"Tokens of a chain of 3 steps must have shape \(B, 3\), got \(2, 4\)"
-    tokens = jnp.zeros((2, 4), jnp.int32)
-    for use in (
-        lambda: rollout(key, PROCESS, PRIOR, shape=(2, 4)),
-        lambda: noise(key, PROCESS, tokens),
-        lambda: PROCESS.marginal(jax.random.split(key, 2), tokens, 1, None),
-        lambda: PROCESS.reverse(jnp.zeros((2, SIZE)), tokens, 0),
-    ):
-        with pytest.raises(ValueError, match=wanted):
-            use()
-
-
 def test_the_language_model_of_the_project_reads_what_is_not_yet_written(key):
     """As the chain does: the text so far after a first token, and no NaN from the mask beyond its table."""
     net = CausalTransformer(vocab_size=SIZE + 1, width=8, depth=1, heads=1)
@@ -136,7 +122,3 @@ def test_the_language_model_of_the_project_reads_what_is_not_yet_written(key):
 
     found = rollout(key, PROCESS, Policy(params, logits), shape=(4, LENGTH))
     assert np.isfinite(np.asarray(found.log_prior)).all() and (np.asarray(found.xs[-1]) < SIZE).all()
-
-
-def test_the_time_of_a_step_may_be_a_plain_number():
-    assert [float(PROCESS.time(i)) for i in range(3)] == [float(PROCESS.time(jnp.int32(i))) for i in range(3)]

@@ -13,7 +13,7 @@ from rtbjax.process.absorbing import absorbing, one_by_one
 from rtbjax.process.autoregressive import left_to_right
 from rtbjax.schedules import geometric_sigma, linear_alpha_bar, respace
 from rtbjax.trajectory import noise, rollout
-from rtbjax.types import LearnedStd, Steered
+from rtbjax.types import LearnedStd, Policy, Steered
 
 ALPHA_BAR = linear_alpha_bar()
 SILENT = respace(np.linspace(0.9, 0.0, 10), 5, spacing="trailing")  # Ends in pure noise.
@@ -322,3 +322,27 @@ def test_an_output_of_another_shape_is_refused_and_not_broadcast(process, shape)
 def test_bad_arguments_say_what_is_allowed(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+CHAINS = {"one by one": (one_by_one(3, 2), (2, 4, 2)), "left to right": (left_to_right(3, 2), (2, 2))}
+
+
+@pytest.mark.parametrize("process, output", CHAINS.values(), ids=CHAINS.keys())
+def test_tokens_of_another_length_are_refused_wherever_they_come_in(process, output, key):
+    """A chain of three steps would leave the fourth token as a mask, and log Z would be that of three."""
+    wanted = r"Tokens of a chain of 3 steps must have shape \(B, 3\), got \(2, 4\)"
+    tokens = jnp.zeros((2, 4), jnp.int32)
+    prior = Policy({}, lambda params, x, t, cond: jnp.zeros(output))
+    for use in (
+        lambda: rollout(key, process, prior, shape=(2, 4)),
+        lambda: noise(key, process, tokens),
+        lambda: process.marginal(jax.random.split(key, 2), tokens, 1, None),
+        lambda: process.reverse(jnp.zeros(output), tokens, 0),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            use()
+
+
+@pytest.mark.parametrize("process", [process for process, _ in CHAINS.values()], ids=CHAINS.keys())
+def test_the_time_of_a_step_may_be_a_plain_number(process):
+    assert [float(process.time(i)) for i in range(3)] == [float(process.time(jnp.int32(i))) for i in range(3)]

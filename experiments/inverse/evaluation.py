@@ -32,8 +32,7 @@ class Evaluation:
         if self._problems.truth is not None and len(self._problems.y) > 1:
             references = sets["prior"][:, 0]
             # A sample of its own as the reference would rank every truth of the prior too high.
-            judged = {name: x for name, x in sets.items() if name != "prior"}
-            found["calibration"] = {name: self._calibration(x, references) for name, x in judged.items()}
+            found["calibration"] = {n: self._calibration(x, references) for n, x in sets.items() if n != "prior"}
         return found
 
     def _leading(self, x: np.ndarray) -> np.ndarray:

@@ -164,6 +164,7 @@ def test_states_whose_reference_rests_on_few_samples_count_for_nothing(config):
         ({"environment": "ant"}, ConfigError, "config.environment must be one of halfcheetah, hopper, walker2d"),
         ({"posterior__kind": "steered"}, ConfigError, "config.posterior.kind must be one of correction, full, lora"),
         ({"reward__alpha": 0.0}, ConfigError, "config.reward.alpha must be positive, got 0.0"),
+        ({"objective__beta": 2.0}, ConfigError, "config.objective.beta must be 1 .*config.reward.alpha sets"),
         ({"iql__expectile": 1.0}, ConfigError, "config.iql.expectile must lie between 0 and 1, got 1.0"),
         ({"eval__states": 0}, ConfigError, "config.eval.states must be at least 1, got 0"),
         ({"eval__states": 10**6}, ConfigError, "config.eval.states must be at most"),
@@ -184,6 +185,18 @@ def test_weights_of_another_environment_of_the_same_sizes_are_refused(config, tm
     weights.save(path, {"params": params.params, "observations": norm._asdict()}, {"environment": "walker2d"})
     with pytest.raises(weights.WeightsError, match="was trained in walker2d, and config.environment is hopper"):
         control.build(changed(config, prior__weights=str(path)))
+
+
+def test_prior_and_values_of_other_transitions_are_refused(config, tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, **{name: array[:500] for name, array in transitions.read_npz(transitions.EMBEDDED).items()})
+    own = changed(config, data__path=str(path))
+    message = "config.{}.weights: .* trained on .*100k.npz, and config.data.path has .* of own.npz: .*pretrain.what={}"
+    with pytest.raises(weights.WeightsError, match=message.format("prior", "prior")):
+        control.build(own)
+    control.pretrain(own, tmp_path)
+    with pytest.raises(weights.WeightsError, match=message.format("reward", "reward")):
+        control.build(changed(own, prior__weights=str(tmp_path / "hopper_prior.safetensors")))
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from shrunk import changed
 
 from configs.d4rl import get_config
 from experiments import compare, run, settings, weights
-from experiments.control import baselines, behaviour_prior, iql, play, published, tables
+from experiments.control import baselines, behaviour_prior, iql, networks, play, published, tables, transitions
+from experiments.control.tasks import TASKS
 from experiments.domains import control
 from experiments.errors import ConfigError
 from experiments.finite import Diverged
@@ -20,7 +21,8 @@ SIZES = (8, 11, 3)  # Width, observations and actions of Hopper.
 def write(path, params, environment="hopper"):
     norm = {"mean": np.zeros(11, np.float32), "std": np.ones(11, np.float32)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights.save(path, {"params": params, "observations": norm}, {"environment": environment})
+    notes = {"environment": environment, "trained_on": networks.data_of(transitions.load("", TASKS["hopper"]))}
+    weights.save(path, {"params": params, "observations": norm}, notes)
     return str(path)
 
 

@@ -19,6 +19,7 @@ from experiments.errors import ConfigError
 from experiments.stories import (
     baselines,
     corpus,
+    evaluation,
     grammar,
     infilling_prior,
     language_model,
@@ -26,6 +27,7 @@ from experiments.stories import (
     priors,
     training,
 )
+from experiments.stories.words import Words
 from rtbjax import absorbing, rollout
 from rtbjax.rewards import RewardError
 from rtbjax.schedules import loglinear_mask_rate
@@ -313,15 +315,34 @@ def test_weights_of_other_stories_are_said_to_be_made_anew_whatever_their_sizes(
 
 
 @pytest.mark.slow
-def test_infills_are_selected_and_shown_by_a_reward_of_ones_own(config):
+def test_infills_are_selected_and_shown_by_a_reward_of_ones_own(config, capsys):
     own = changed(config, reward__function=f"{__name__}:a_rope_and_few_words", reward__weights="", eval__stories=2)
     built = stories.build(own)
     infills = {"rtb": np.tile(built.conditions.examples[:8].reshape(2, 4, -1), (1, 5, 1))}
     values = built.evaluate(infills)
-    assert set(values) == {"rtb", "clamped", "best_of", "smc"}  # The grammar knows no posterior of this reward.
+    # The grammar knows no posterior of this reward, and particles cannot ask it.
+    assert set(values) == {"rtb", "clamped", "best_of"}
+    assert "There is no set 'smc'" in capsys.readouterr().out
     assert values["best_of"]["log_reward"] > values["clamped"]["log_reward"]
-    with pytest.raises(RewardError, match="log r = -inf for sample 0 of 20"):
+    with pytest.raises(RewardError, match="log r = -inf for sample 0 of 64"):  # The first batch to choose the best of.
         stories.build(changed(own, reward__function=f"{__name__}:no_numbers")).evaluate(infills)
+
+
+def test_dollars_in_a_story_are_no_formula(tmp_path):
+    told = ["He had $5 & no plan .", "a _ b ^ c", "It cost $ 5 for the lamp .", "# 2 cost $ 3 .", "He $paid$ it ."]
+    words = Words.of(told)
+    shown = evaluation.Evaluation(
+        [tuple(told)], words, lambda z, story: np.arange(4.0), dict, {}, grammar=False, seed=0
+    )
+    x = np.array([[words.encode(told[3])] * 4])
+    shown.plot(tmp_path / "samples.png", {"prior": x, "posterior": x})
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_of_another_power_of_the_reward_the_grammar_knows_no_posterior(config):
+    built = stories.build(changed(config, objective__beta=0.5, eval__stories=1))
+    assert set(built.evaluate({"rtb": built.conditions.examples[None, :3]})) == SETS | {"rtb"}
 
 
 @pytest.mark.parametrize(
@@ -365,6 +386,8 @@ def test_infills_are_selected_and_shown_by_a_reward_of_ones_own(config):
         ({"data__path": "missing.csv"}, DataError, "There is no data file .*missing.csv.*columns sentence1"),
         ({"data__tokenizer": "nowhere"}, DataError, "There is no .*nowhere/vocab.json"),
         ({"prior__width": 8}, weights.WeightsError, "holds other weights than the network expects"),
+        ({"prior__heads": 2}, weights.WeightsError, "config.prior.weights: .* another number of heads; .*what=prior"),
+        ({"reward__heads": 2}, weights.WeightsError, "config.reward.weights: .* another number of heads; .*reward"),
         ({"prior__head": "sedd"}, weights.WeightsError, "was trained with another head"),
         (
             {"reward__weights": "weights/stories_prior.safetensors"},

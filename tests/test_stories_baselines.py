@@ -1,5 +1,7 @@
 """What infills are compared with."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import scipy.stats
 from test_transformer import randomised
 
 from experiments.stories import infiller, language_model
-from experiments.stories.words import Words
+from experiments.stories.words import Bytes, Words
 from rtbjax import left_to_right, rollout
 from rtbjax.nets.transformer import CausalTransformer
 
@@ -42,6 +44,15 @@ def test_a_language_model_is_sampled_from_its_own_law_until_it_closes_the_senten
     assert scipy.stats.chisquare(observed, count * np.array(list(expected.values())), sum_check=False).pvalue > 1e-3
 
 
-def test_marks_that_close_a_sentence():
+def test_marks_that_close_a_sentence(tmp_path):
     words = Words(["a", ".", "!"])
     assert set(infiller.closing_tokens(words)) == {words.encode(".")[0], words.encode("!")[0]}
+    # Byte pairs have a mark with and without a space before it, and may join it to a quotation mark.
+    pieces = ["<|endoftext|>", "A", ",", ".", "?", '"', "\u0120", "\u0120A", "\u0120.", "\u0120,", '."']
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text('#version: 0.2\n\u0120 A\n\u0120 .\n\u0120 ,\n. "\n')
+    pairs = Bytes(tmp_path)
+    assert {pieces[token] for token in infiller.closing_tokens(pairs)} == {".", "?", "\u0120.", '."'}
+    for sentence in ("A, A.", "A .", 'A."'):
+        assert pairs.decode(pairs.encode(sentence)) == sentence
+        assert [token in infiller.closing_tokens(pairs) for token in pairs.encode(sentence)][-1]

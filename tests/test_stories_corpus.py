@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments.data import DataError
 from experiments.stories import corpus, grammar
-from experiments.stories.words import Bytes, Words
+from experiments.stories.words import Bytes, Words, split
 
 STORIES = [
     ("Ann's dog ran off.", "She cried.", "It was late!", "A boy found the dog.", "She hugged him."),
@@ -133,6 +133,10 @@ def test_words_come_back():
     assert words.decode(words.encode("Ann's dog, tom!")) == "ann's dog , tom !"
     assert words.decode([words.pad, *words.encode("she cried"), words.pad, words.end]) == "she cried"
     assert words.encode("zebra") == [words.unknown]
+
+
+def test_words_are_of_any_alphabet():
+    assert split("El niño comió: ¡qué bien!") == ["el", "niño", "comió", ":", "¡", "qué", "bien", "!"]
     often = Words.of((sentence for story in STORIES for sentence in story), min_count=3)
     assert set(often.words[3:]) == {".", "he", "a", "she", "it", "ran"} & set(often.words)
     assert "he" in often.words and "zebra" not in often.words and "nurse" not in often.words

@@ -90,8 +90,6 @@ def test_infills_are_scored_as_text_wherever_their_padding_is(packages, folder, 
     assert VOCABULARY.decode(tokens[0]) == before and VOCABULARY.decode(tokens[1]) == middle
     expected = one_token_at_a_time(packages, folder, f"{before} {middle}", f" {after}")
     np.testing.assert_allclose(model.log_reward(jnp.asarray(z), cond), [expected] * 2, rtol=1e-4)
-    traced = jax.jit(hosted.traced(model.log_reward))
-    np.testing.assert_allclose(traced(jnp.asarray(z), cond), [expected] * 2, rtol=1e-4)
 
 
 def test_what_it_cannot_score_is_one_sentence(model):

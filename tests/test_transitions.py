@@ -163,6 +163,7 @@ def test_without_next_observations_the_next_rows_are_taken_within_episodes(recor
     "change, message",
     [
         ({"rewards": None}, "set.npz has no rewards; D4RL's keys are"),
+        ({"timeouts": None}, "set.npz has no timeouts; D4RL's keys are"),  # Or episodes would run into each other.
         ({"observations": np.zeros((9, 11, 1), np.float32)}, "observations and actions must be [N, S] and [N, A]"),
         ({"rewards": np.zeros(8, np.float32)}, "rewards must have shape (9,) beside these observations, got (8,)"),
         ({"rewards": np.zeros((9, 1), np.float32)}, "rewards must have shape (9,)"),

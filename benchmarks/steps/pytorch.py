@@ -208,7 +208,7 @@ def _images(config, domain):
 
 
 def _control(config, domain):
-    _, norm = control.load_prior(config)
+    _, norm = control.networks.load_prior(config)
     states = torch.tensor(np.asarray(norm(condition(config, domain))), device=device())
     actions, observed = *domain.event_shape, states.shape[1]
     prior = PISNet(actions + observed, actions, config.prior.width)

@@ -10,9 +10,12 @@ from ml_collections import ConfigDict
 from experiments import weights
 from experiments.control import behaviour_prior, iql
 from experiments.control.tasks import TASKS, Task
-from experiments.control.transitions import Normaliser
-from experiments.settings import one_of
+from experiments.control.transitions import Normaliser, Transitions
+from experiments.settings import get, one_of
 from rtbjax import Policy, Process
+
+# Where a config names the weights of what a posterior needs.
+FIELDS = {"prior": "prior.weights", "reward": "reward.weights"}
 
 
 def task_of(config: ConfigDict) -> Task:
@@ -52,6 +55,27 @@ def load(config: ConfigDict, path: str, params: PyTree, what: str) -> tuple[Any,
             f"data at hand (--mode=pretrain --config.pretrain.what={what})."
         )
     return found["params"], Normaliser(**found["observations"])
+
+
+def data_of(found: Transitions) -> str:
+    """What weights say of the data they were trained on."""
+    return f"{len(found.rewards)} of {found.source}"
+
+
+def check_data(config: ConfigDict, found: Transitions) -> None:
+    """Checks that prior and values were trained on these transitions.
+
+    Raises:
+      WeightsError: the weights of one of them cannot be read, or were trained on others.
+    """
+    for what, field in FIELDS.items():
+        path = weights.locate(get(config, field))
+        trained_on = weights.metadata(path).get("trained_on", "data that it does not name")
+        if trained_on != data_of(found):
+            raise weights.WeightsError(
+                f"config.{field}: {path} was trained on {trained_on}, and config.data.path has {data_of(found)}: train "
+                f"it on these (--mode=pretrain --config.pretrain.what={what})."
+            )
 
 
 def load_prior(config: ConfigDict) -> tuple[Policy, Normaliser]:

@@ -22,7 +22,6 @@ from experiments.settings import get
 
 EMBEDDED = "hopper-medium-replay"
 LABELS = {"bc": "BC", "idql": "IDQL"} | {name: b.label for name, b in baselines.BASELINES.items()} | published.QUOTED
-SECTIONS = {"prior": "prior.weights", "reward": "reward.weights"}
 
 
 def check(config: ConfigDict) -> None:
@@ -96,7 +95,7 @@ def cell(config: ConfigDict, one: ConfigDict, folder: Path, execute: Callable, m
       mode: ``train``, or ``evaluate`` to evaluate and play each anew.
     """
     settings: Any = config.compare
-    for what, field in SECTIONS.items():
+    for what, field in networks.FIELDS.items():
         if not get(one, field):
             one = compare.changed(one, {field: str(pretrained(one, folder, what))})
     for what in settings.policies:

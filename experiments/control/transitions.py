@@ -16,8 +16,8 @@ from experiments.data import DataError, prepared_split
 from experiments.weights import REPOSITORY, locate
 
 EMBEDDED = REPOSITORY / "weights" / "control" / "hopper-medium-replay-100k.npz"
-REQUIRED = ("observations", "actions", "rewards", "terminals")
-KEYS = (*REQUIRED, "timeouts", "next_observations")
+REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
+KEYS = (*REQUIRED, "next_observations")
 SMALLEST_STD = 1e-3  # For a number that never moves in the data.
 
 
@@ -75,7 +75,7 @@ def _read_folder(path: Path) -> Transitions:
             f"holds {len(minari) + len(prepared)}."
         )
     if minari:
-        return from_arrays(read_hdf5(minari[0]), str(minari[0]))
+        return from_arrays(read_hdf5(minari[0]), f"minari:{'/'.join(minari[0].parts[-4:-2])}")
     folder = prepared[0].parent
     try:
         episodes = prepared_split(folder, "train")
@@ -183,8 +183,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Transitions:
     observations, actions = (np.asarray(arrays[name], np.float32) for name in ("observations", "actions"))
     rewards = np.asarray(arrays["rewards"], np.float32)
     terminals = np.asarray(arrays["terminals"]).astype(bool)
-    timeouts = np.asarray(arrays.get("timeouts", np.zeros_like(terminals))).astype(bool)
-    ended = terminals | timeouts
+    ended = terminals | np.asarray(arrays["timeouts"]).astype(bool)
     returns = np.array([rewards[first:last].sum() for first, last in episodes_of(ended)], np.float32)
     if "next_observations" in arrays:
         following, known = np.asarray(arrays["next_observations"], np.float32), slice(None)

@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from experiments import hosts, weights
-from experiments.control import behaviour_prior, iql, learning, reference, transitions
+from experiments.control import behaviour_prior, iql, learning, networks, reference, transitions
 from experiments.control.baselines import BASELINES, weights_file
-from experiments.control.networks import load_prior, load_values, make_log_reward, make_process, task_of
 from experiments.control.tasks import TASKS
 from experiments.control.transitions import Normaliser, Transitions
 from experiments.domains.base import Conditions, Domain, Samples
@@ -59,15 +58,16 @@ def build(config: ConfigDict) -> Domain:
     Raises:
       ConfigError: an unknown environment or parametrisation, or a number that is not allowed.
       DataError: the transitions cannot be read.
-      WeightsError: the weights of prior or values cannot be read, or are of another environment.
+      WeightsError: the weights of prior or values cannot be read, or are of another environment or other transitions.
     """
     check(config)
-    task = task_of(config)
+    task = networks.task_of(config)
     found = transitions.load(config.data.path, task)
-    prior, norm = load_prior(config)
-    values, values_norm = load_values(config)
-    process = make_process(config)
-    log_reward = make_log_reward(values, values_norm, config.reward.alpha)
+    prior, norm = networks.load_prior(config)
+    values, values_norm = networks.load_values(config)
+    networks.check_data(config, found)
+    process = networks.make_process(config)
+    log_reward = networks.make_log_reward(values, values_norm, config.reward.alpha)
     learner = make_posterior(config, process, prior, norm, log_reward)
     states = evaluated_states(config, found)
     conditions = Conditions(
@@ -102,6 +102,11 @@ def check(config: ConfigDict) -> None:
     for name in POSITIVE:
         if not get(config, name) > 0:
             raise ConfigError(f"config.{name} must be positive, got {get(config, name)}.")
+    if config.objective.beta != 1.0:
+        raise ConfigError(
+            f"config.objective.beta must be 1 for this domain, got {config.objective.beta}: config.reward.alpha sets "
+            "how much Q counts."
+        )
     for name in AT_LEAST_1:
         if get(config, name) < 1:
             raise ConfigError(f"config.{name} must be at least 1, got {get(config, name)}.")
@@ -172,10 +177,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     """
     one_of(config, "pretrain.what", ("prior", "reward", *BASELINES))
     check(config)
-    found = transitions.load(config.data.path, task_of(config))
+    found = transitions.load(config.data.path, networks.task_of(config))
     norm, what = transitions.normaliser(found), config.pretrain.what
     key = stream(config.seed, f"pretrain {what}")
-    notes: dict[str, Any] = {"environment": config.environment, "trained_on": f"{len(found.rewards)} of {found.source}"}
+    notes: dict[str, Any] = {"environment": config.environment, "trained_on": networks.data_of(found)}
     path = weights_file(config, workdir, what)
     use = f"use it by --config.{what}.weights={path}"
     if what == "prior":

@@ -179,8 +179,12 @@ def build(config: ConfigDict) -> Domain:
     )
 
     def log_reward_of(z, number):
+        parts = (z[first : first + config.eval.batch_size] for first in range(0, len(z), config.eval.batch_size))
+        return np.concatenate([log_reward_of_part(part, number) for part in parts]).astype(np.float64)
+
+    def log_reward_of_part(z, number):
         cond = rows(conditions.evaluated, np.full(len(z), number))
-        return rewards.evaluate(log_reward, jnp.asarray(z), cond, **patience(config)).astype(np.float64)
+        return rewards.evaluate(log_reward, jnp.asarray(z), cond, **patience(config))
 
     process = make_process(config, found)
     evaluation = Evaluation(
@@ -193,11 +197,12 @@ def build(config: ConfigDict) -> Domain:
             process,
             prior,
             causal_params,
-            hosted.traced(log_reward) if on_host(config) else log_reward,
+            log_reward_of,
             conditions.evaluated,
+            steering=None if on_host(config) else log_reward,
         ),
         likeness.make(config, found.vocabulary, causal_params),
-        grammar=not config.data.path and not config.reward.function,
+        grammar=not config.data.path and not config.reward.function and config.objective.beta == 1.0,
         seed=config.seed,
     )
     return Domain(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +16,9 @@ from experiments.stories import infiller, infilling_prior, networks
 from experiments.stories.corpus import Corpus
 from experiments.stories.priors import Prior, infill
 from experiments.streams import stream
-from rtbjax import Policy, Process, left_to_right, one_by_one, rollout, smc
+from rtbjax import Policy, Process, RewardFn, left_to_right, one_by_one, rollout, smc
 
-LogReward = Callable[[Array, Any], Array]
-Draw = Callable[[Array, dict[str, Array]], Array]  # (key, cond of n paths) -> i32[n, L]
-
-
-def of_prior(
-    config: ConfigDict, found: Corpus, process: Process, prior: Policy, log_reward: LogReward
-) -> dict[str, Draw]:
-    """What selection makes of the prior: ``best_of`` several draws, and ``smc``, which selects on the way.
-
-    From left to right there is no ``smc``: a law of the next token is no estimate of a whole infill to select by.
-    """
-
-    def best(key, cond):
-        count = config.eval.best_of
-        repeated = jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), cond)
-        x = rollout(key, process, prior, shape=shape_of(found, repeated), cond=repeated).xs[-1]
-        return smc.best_of(count, x, log_reward(x, repeated))
-
-    def selected(key, cond):
-        beta = config.objective.beta
-        return smc.steer(key, process, prior, log_reward, shape=shape_of(found, cond), cond=cond, beta=beta).x
-
-    return {"best_of": best} | ({} if config.process.reveals == "left_to_right" else {"smc": selected})
-
-
-def shape_of(found: Corpus, cond: dict[str, Array]) -> tuple[int, int]:
-    return len(cond["before"]), found.train_tokens.middle.shape[1]
+LogReward = Callable[[Array, int], np.ndarray]  # (z[B, L], story) -> f[B]
 
 
 def chains(
@@ -89,20 +62,57 @@ def make(
     causal_params: PyTree | None,
     log_reward: LogReward,
     evaluated: dict[str, Array],
+    *,
+    steering: RewardFn | None,
 ) -> Callable[[int], Samples]:
-    """`of_prior` and `chains` of the evaluated stories: ``count -> {name: i32[N, count, L]}``.
+    """Sets of infills of the evaluated stories, ``count -> {name: i32[N, count, L]}``.
+
+    Those of `chains`; ``best_of`` several draws of the prior; ``smc``, a system of ``count`` particles that selects
+    among the prior's paths on the way. From left to right there is none: a law of the next token is no estimate of a
+    whole infill to select by. Nor by a reward outside JAX.
+
+    Args:
+      log_reward: of infills of a story, by its number, checked.
+      steering: log r in JAX with its ``cond``; None if there is none.
 
     Raises:
       WeightsError: see `networks.load`.
     """
+    length, best_of, stories = found.train_tokens.middle.shape[1], config.eval.best_of, range(len(evaluated["before"]))
+    selects = steering is not None and config.process.reveals != "left_to_right"
 
-    def drawn(chain: Process, policy: Policy) -> Draw:
-        return lambda key, cond: rollout(key, chain, policy, shape=shape_of(found, cond), cond=cond).xs[-1]
+    def sampler(chain: Process, policy: Policy) -> Callable[[Array, int, int], np.ndarray]:
+        """``(key, story, count) -> infills``, as many at once as ``eval.batch_size``."""
+
+        @jax.jit
+        def draw(key, index, cond):
+            return rollout(key, chain, policy, shape=(len(index), length), cond=cond, index=index).xs[-1]
+
+        def of_story(key, story, count):
+            size = min(count, config.eval.batch_size)
+            cond = rows(evaluated, np.full(size, story))
+            parts = [draw(key, first + jnp.arange(size), cond) for first in range(0, count, size)]
+            return np.concatenate(parts)[:count]
+
+        return of_story
+
+    of_prior = sampler(process, prior.policy)
+
+    def best(key, story, count):
+        x = of_prior(key, story, count * best_of)
+        return smc.best_of(best_of, x, jnp.asarray(log_reward(x, story)))
+
+    @partial(jax.jit, static_argnames="count")
+    def steered(key, cond, count):
+        arguments = {"shape": (count, length), "cond": cond, "beta": config.objective.beta}
+        return smc.steer(key, process, prior.policy, steering, **arguments).x
+
+    def selected(key, story, count):
+        return steered(key, rows(evaluated, np.full(count, story)), count)
 
     others = chains(config, found, process, prior, causal_params)
-    runs = {name: drawn(*other) for name, other in others.items()}
-    runs |= of_prior(config, found, process, prior.policy, log_reward)
-    stories = range(len(evaluated["before"]))
+    samplers = {name: sampler(*other) for name, other in others.items()} | {"best_of": best}
+    samplers |= {"smc": selected} if selects else {}
 
     def draw(count: int) -> Samples:
         for name in ("supervised", "supervised_autoregressive"):
@@ -111,12 +121,12 @@ def make(
                     f"There is no set {name!r}: config.{field} names no weights (--mode=pretrain "
                     f"--config.pretrain.what={name} makes them)."
                 )
+        if steering is None:
+            hosts.say("There is no set 'smc': particles are judged within a jitted program, and the reward is outside.")
         key = stream(config.seed, "baselines")
-        conds = [rows(evaluated, np.full(count, story)) for story in stories]
-        jitted = {name: jax.jit(run) for name, run in runs.items()}
         return {
-            name: np.stack([run(jax.random.fold_in(key, story), conds[story]) for story in stories])
-            for name, run in jitted.items()
+            name: np.stack([sample(jax.random.fold_in(key, story), story, count) for story in stories])
+            for name, sample in samplers.items()
         }
 
     return draw

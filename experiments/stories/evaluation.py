@@ -146,7 +146,7 @@ class Evaluation:
             for title, x in panels.items():
                 lines += [f"{title}: {infill}" for infill in self.read(x[number : number + 1, :SHOWN_INFILLS])[0]]
                 right.hist(log_r[title], bins=edges, histtype="step", density=True, label=title)
-            left.text(0.0, 1.0, "\n".join(lines), va="top", family="monospace", fontsize=7)
+            left.text(0.0, 1.0, "\n".join(lines), va="top", family="monospace", fontsize=7, parse_math=False)
             left.axis("off")
             right.set_xlabel("log r")
         axes[0, 1].legend()

@@ -5,11 +5,9 @@ tokens, prompt and ending each by itself and then joined: the ending's tokens ar
 and log r is the sum over these alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -116,12 +114,3 @@ def texts(vocabulary: Vocabulary, z: Array, cond: dict[str, Array]) -> tuple[lis
         [vocabulary.decode(row) for row in np.asarray(a)] for a in (cond["before"], z, cond["after"])
     )
     return beginnings, infills, endings
-
-
-def traced(log_reward: Callable[[Any, Any], np.ndarray]) -> Callable[[Array, Any], Array]:
-    """A reward on the host as part of a jitted function."""
-
-    def ask(z, cond):
-        return np.asarray(log_reward(z, cond), np.float32)
-
-    return lambda z, cond: jax.pure_callback(ask, jax.ShapeDtypeStruct(z.shape[:1], jnp.float32), z, cond)

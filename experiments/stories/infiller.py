@@ -12,11 +12,14 @@ from rtbjax.nets.transformer import CausalTransformer
 from rtbjax.types import Policy
 
 CLOSING = (".", "!", "?")
+QUOTES = "\"'\u201d\u2019"  # May follow in the same token.
 
 
 def closing_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Tokens that end a sentence."""
-    return tuple({vocabulary.encode(mark)[0] for mark in CLOSING if vocabulary.decode(vocabulary.encode(mark)) == mark})
+    """Tokens that end a sentence: those of a closing mark, which byte pairs have with and without a space before it."""
+    return tuple(
+        token for token in range(vocabulary.size) if vocabulary.decode([token]).rstrip(QUOTES).endswith(CLOSING)
+    )
 
 
 def next_token(

@@ -25,6 +25,7 @@ FIELDS = {
     "supervised_autoregressive": "baselines.supervised_autoregressive",
 }
 MASKED = ("prior", "supervised")
+HEADS = "number of heads"  # Its name in a file's notes; it is in no shape.
 
 
 def masked(config: ConfigDict, found: Corpus) -> MaskedTransformer:
@@ -44,7 +45,7 @@ def load(config: ConfigDict, what: str, found: Corpus) -> PyTree:
       WeightsError: they cannot be read, or are of other sizes, another vocabulary or another head.
     """
     path = weights.locate(get(config, FIELDS[what]))
-    notes = weights.metadata(path)
+    notes = {HEADS: "4"} | weights.metadata(path)  # What files have that say nothing of it.
     for name, here in notes_of(config, what, found).items():  # Before the sizes, which follow from them.
         if notes.get(name) != here:
             raise weights.WeightsError(
@@ -62,4 +63,6 @@ def load(config: ConfigDict, what: str, found: Corpus) -> PyTree:
 def notes_of(config: ConfigDict, what: str, found: Corpus) -> dict[str, str]:
     """What weights must agree with beside their shapes."""
     notes = {"network": what, "vocabulary": weights.fingerprint(found.vocabulary.name)}
-    return notes | ({"head": config.prior.head} if what in MASKED else {})
+    if what in MASKED:
+        return notes | {HEADS: str(config.prior.heads), "head": config.prior.head}
+    return notes | {HEADS: str(config.reward.heads)}

@@ -58,8 +58,7 @@ def predict(
     text = jnp.concatenate([before, z] if after is None else [before, z, after], axis=1)
     # Padding is the last of our tokens, and what it stands for one of the model's; masks are the first beyond either's.
     text = jnp.where(text == pad, end, jnp.where(text == vocabulary.size, net.vocab_size, text))
-    every: Any = net.apply({"params": params}, text, t)
-    found = every[:, before.shape[1] : before.shape[1] + z.shape[1]]
+    found: Any = net.apply({"params": params}, text, t, (before.shape[1], z.shape[1]))
     return jnp.concatenate([found.at[..., end].set(-jnp.inf), found[..., end : end + 1]], axis=-1)
 
 

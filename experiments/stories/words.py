@@ -20,7 +20,7 @@ from experiments.errors import UserError
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 END_OF_TEXT = "<|endoftext|>"  # As GPT-2 calls it.
-_WORD = re.compile(r"[a-z0-9']+|[^\sa-z0-9']")
+_WORD = re.compile(r"[\w']+|[^\w\s]")
 
 
 class Vocabulary(Protocol):

@@ -79,7 +79,7 @@ class Evaluation:
             mean = self._show(axis, [one for one in shown if len(one)])
             axis.set_title(f"{title}: mean log r of these {mean:.2f}", fontsize=10)
             axis.axis("off")
-        figure.suptitle(self._prompts[0] if single else "; ".join(self._prompts), fontsize=11)
+        figure.suptitle(self._prompts[0] if single else "; ".join(self._prompts), fontsize=11, parse_math=False)
         save(path, figure)
 
     def _show(self, axis: Any, rows: list[np.ndarray]) -> float:

@@ -46,12 +46,15 @@ class DiffusionTransformer(nn.Module):
     head: str
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "B L"], t: Float[Array, "*B"]) -> Float[Array, "B L V"]:
+    def __call__(
+        self, tokens: Int[Array, "B L"], t: Float[Array, "*B"], span: tuple[int, int] | None = None
+    ) -> Float[Array, "B l V"]:
         """Log scores (SEDD) or logits (MDLM) of the real tokens.
 
         Args:
           tokens: with masks.
           t: the share of tokens that is masked, a scalar or one of each sample.
+          span: start and number of the positions wanted, all if None.
         """
         sigma = -jnp.log1p(-jnp.minimum(t, MOST_RATE)).reshape(-1)
         told = sigma if self.head == "sedd" else jnp.zeros_like(sigma)
@@ -60,6 +63,8 @@ class DiffusionTransformer(nn.Module):
         h = jnp.asarray(table)[tokens]
         for i in range(self.depth):
             h = _Block(self.heads, name=f"blocks.{i}")(h, cond)
+        if span is not None:
+            h = jax.lax.dynamic_slice_in_dim(h, *span, axis=1)
         shift, scale = jnp.split(nn.Dense(2 * self.width, name="output_layer.adaLN_modulation")(cond), 2, axis=-1)
         h = _norm(h, "output_layer.norm_final") * (1.0 + scale) + shift
         logits = nn.Dense(self.vocab_size + 1, name="output_layer.linear")(h)[..., :-1]

@@ -196,6 +196,8 @@ def test_prior_and_values_of_other_transitions_are_refused(config, tmp_path):
         control.build(own)
     control.pretrain(own, tmp_path)
     with pytest.raises(weights.WeightsError, match=message.format("reward", "reward")):
+        control.pretrain(changed(own, pretrain__what="awr"), tmp_path)
+    with pytest.raises(weights.WeightsError, match=message.format("reward", "reward")):
         control.build(changed(own, prior__weights=str(tmp_path / "hopper_prior.safetensors")))
 
 

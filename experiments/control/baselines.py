@@ -28,12 +28,14 @@ class Baseline(NamedTuple):
     train: ``(config, found, norm, key, workdir) -> params``.
     init: ``(key, width, observation_dim, action_dim) -> params`` of the sizes that ``train`` returns.
     actor: ``(config, params, norm) -> Actor``.
+    needs: what of `networks.FIELDS` it is trained with.
     """
 
     label: str
     train: Callable[[ConfigDict, Transitions, Normaliser, Array, Path], PyTree]
     init: Callable[[Array, int, int, int], PyTree]
     actor: Callable[[ConfigDict, Any, Normaliser], rollouts.Actor]
+    needs: tuple[str, ...] = ()
 
 
 def train_gaussian(config, found, norm, key, workdir) -> PyTree:
@@ -134,10 +136,10 @@ def qgpo_actor(config, params, norm) -> rollouts.Actor:
 
 BASELINES = {
     "gaussian": Baseline("BC, Gaussian", train_gaussian, gaussian.init, gaussian_actor),
-    "awr": Baseline("IQL", train_awr, gaussian.init, gaussian_actor),
+    "awr": Baseline("IQL", train_awr, gaussian.init, gaussian_actor, ("reward",)),
     "cql": Baseline("CQL", train_cql, cql.init, cql_actor),
     "dql": Baseline("D-QL", train_dql, diffusion_ql.init, dql_actor),
-    "qgpo": Baseline("QGPO", train_qgpo, qgpo.init, qgpo_actor),
+    "qgpo": Baseline("QGPO", train_qgpo, qgpo.init, qgpo_actor, ("prior", "reward")),
 }
 
 

@@ -62,13 +62,14 @@ def data_of(found: Transitions) -> str:
     return f"{len(found.rewards)} of {found.source}"
 
 
-def check_data(config: ConfigDict, found: Transitions) -> None:
-    """Checks that prior and values were trained on these transitions.
+def check_data(config: ConfigDict, found: Transitions, needed: tuple[str, ...] = tuple(FIELDS)) -> None:
+    """Checks that prior and values, those of them that are needed, were trained on these transitions.
 
     Raises:
       WeightsError: the weights of one of them cannot be read, or were trained on others.
     """
-    for what, field in FIELDS.items():
+    for what in needed:
+        field = FIELDS[what]
         path = weights.locate(get(config, field))
         trained_on = weights.metadata(path).get("trained_on", "data that it does not name")
         if trained_on != data_of(found):

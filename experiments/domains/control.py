@@ -189,6 +189,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         params = iql.train(learning.batch_of(found, norm), config.iql, key=key, workdir=workdir)
         steps, notes["reward_scale"] = config.iql.steps, transitions.reward_scale(found)
     else:
+        networks.check_data(config, found, BASELINES[what].needs)
         params, steps = BASELINES[what].train(config, found, norm, key, workdir), config.baseline.steps
         use = "experiments.control.play plays it beside the run of this workdir"
     weights.save(path, {"params": params, "observations": norm._asdict()}, notes | {"steps": steps})

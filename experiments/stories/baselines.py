@@ -121,7 +121,7 @@ def make(
                     f"There is no set {name!r}: config.{field} names no weights (--mode=pretrain "
                     f"--config.pretrain.what={name} makes them)."
                 )
-        if steering is None:
+        if steering is None and config.process.reveals != "left_to_right":
             hosts.say("There is no set 'smc': particles are judged within a jitted program, and the reward is outside.")
         key = stream(config.seed, "baselines")
         return {

@@ -138,7 +138,7 @@ def test_words_come_back():
     assert "he" in often.words and "zebra" not in often.words and "nurse" not in often.words
 
 
-def test_words_are_may_have_accents():
+def test_words_may_have_accents():
     assert split("El niño comió: ¡qué bien!") == ["el", "niño", "comió", ":", "¡", "qué", "bien", "!"]
 
 

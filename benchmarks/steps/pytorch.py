@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks.steps.networks import MaskedTransformer, PISNet, UNet, load, weights_of
 from benchmarks.steps.shapes import condition
+from experiments.control import networks
 from experiments.control.behaviour_prior import MAX_LATENT, TRAIN_STEPS
-from experiments.domains import control
 from experiments.domains.base import Domain
 from experiments.images.posteriors import SCORE_SCALE
 
@@ -208,7 +208,7 @@ def _images(config, domain):
 
 
 def _control(config, domain):
-    _, norm = control.networks.load_prior(config)
+    _, norm = networks.load_prior(config)
     states = torch.tensor(np.asarray(norm(condition(config, domain))), device=device())
     actions, observed = *domain.event_shape, states.shape[1]
     prior = PISNet(actions + observed, actions, config.prior.width)

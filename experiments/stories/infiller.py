@@ -1,5 +1,6 @@
 """A causal language model that writes the middle of a story, token by token: the network of `rtbjax.left_to_right`."""
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ CLOSING = (".", "!", "?")
 QUOTES = "\"'\u201d\u2019"  # May follow in the same token.
 
 
+@functools.cache  # A chain or two more ask it of the same vocabulary, which may have 50,000 tokens.
 def closing_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
     """Tokens that end a sentence: those of a closing mark, which byte pairs have with and without a space before it."""
     return tuple(

@@ -62,7 +62,6 @@ def load(config: ConfigDict, what: str, found: Corpus) -> PyTree:
 
 def notes_of(config: ConfigDict, what: str, found: Corpus) -> dict[str, str]:
     """What weights must agree with beside their shapes."""
-    notes = {"network": what, "vocabulary": weights.fingerprint(found.vocabulary.name)}
-    if what in MASKED:
-        return notes | {HEADS: str(config.prior.heads), "head": config.prior.head}
-    return notes | {HEADS: str(config.reward.heads)}
+    sizes = config.prior if what in MASKED else config.reward
+    notes = {"network": what, "vocabulary": weights.fingerprint(found.vocabulary.name), HEADS: str(sizes.heads)}
+    return notes | ({"head": config.prior.head} if what in MASKED else {})

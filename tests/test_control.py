@@ -188,16 +188,20 @@ def test_weights_of_another_environment_of_the_same_sizes_are_refused(config, tm
 
 
 def test_prior_and_values_of_other_transitions_are_refused(config, tmp_path):
-    path = tmp_path / "own.npz"
-    np.savez(path, **{name: array[:500] for name, array in transitions.read_npz(transitions.EMBEDDED).items()})
+    embedded, path = transitions.read_npz(transitions.EMBEDDED), tmp_path / "own.npz"
     own = changed(config, data__path=str(path))
-    message = "config.{}.weights: .* trained on .*100k.npz, and config.data.path has .* of own.npz: .*pretrain.what={}"
-    with pytest.raises(weights.WeightsError, match=message.format("prior", "prior")):
+    np.savez(path, **embedded)
+    control.build(own)  # By any other name.
+    actions = embedded["actions"].copy()
+    actions[7, 1] = -actions[7, 1]
+    np.savez(path, **embedded | {"actions": actions})
+    message = "trained on .*100k.npz, which are not the transitions .* has .99575 of own.npz.: .*pretrain.what={}"
+    with pytest.raises(weights.WeightsError, match=message.format("prior")):
         control.build(own)
     control.pretrain(own, tmp_path)
-    with pytest.raises(weights.WeightsError, match=message.format("reward", "reward")):
+    with pytest.raises(weights.WeightsError, match=message.format("reward")):
         control.pretrain(changed(own, pretrain__what="awr"), tmp_path)
-    with pytest.raises(weights.WeightsError, match=message.format("reward", "reward")):
+    with pytest.raises(weights.WeightsError, match=message.format("reward")):
         control.build(changed(own, prior__weights=str(tmp_path / "hopper_prior.safetensors")))
 
 

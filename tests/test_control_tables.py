@@ -1,6 +1,7 @@
 """Baselines are found, played and put into tables beside the paper's numbers."""
 
 import json
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +19,16 @@ from experiments.finite import Diverged
 SIZES = (8, 11, 3)  # Width, observations and actions of Hopper.
 
 
-def write(path, params, environment="hopper"):
+@cache
+def embedded():
+    return transitions.load("", TASKS["hopper"])
+
+
+def write(path, params, environment="hopper", **notes):
+    notes = networks.notes_of(embedded()) | notes
     norm = {"mean": np.zeros(11, np.float32), "std": np.ones(11, np.float32)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    notes = {"environment": environment, "trained_on": networks.data_of(transitions.load("", TASKS["hopper"]))}
-    weights.save(path, {"params": params, "observations": norm}, notes)
+    weights.save(path, {"params": params, "observations": norm}, {"environment": environment} | notes)
     return str(path)
 
 
@@ -56,7 +62,7 @@ def test_what_was_pretrained_is_played_and_nothing_else(tmp_path, key):
     for name in ("awr", "cql", "dql", "qgpo"):
         path = baselines.weights_file(config, tmp_path / "pretrain" / name, name)
         write(path, baselines.BASELINES[name].init(key, *SIZES))
-    found = baselines.actors(config, tmp_path / "pretrain")
+    found = baselines.actors(config, tmp_path / "pretrain", embedded())
     assert found.keys() == {"awr", "cql", "dql", "qgpo"}
     observations = jnp.asarray(np.random.default_rng(0).normal(size=(5, 11)), jnp.float32)
     for actor in found.values():
@@ -69,7 +75,15 @@ def test_a_baseline_of_another_environment_is_refused(tmp_path, key):
     path = baselines.weights_file(config, tmp_path / "pretrain" / "awr", "awr")
     write(path, baselines.BASELINES["awr"].init(key, *SIZES), "walker2d")
     with pytest.raises(weights.WeightsError, match="was trained in walker2d"):
-        baselines.actors(config, tmp_path / "pretrain")
+        baselines.actors(config, tmp_path / "pretrain", embedded())
+
+
+def test_a_baseline_of_other_transitions_is_refused(tmp_path, key):
+    config = small("", tmp_path, key)
+    path = baselines.weights_file(config, tmp_path / "pretrain" / "awr", "awr")
+    write(path, baselines.BASELINES["awr"].init(key, *SIZES), transitions="others")
+    with pytest.raises(weights.WeightsError, match="not the transitions that config.data.path has .*what=awr"):
+        baselines.actors(config, tmp_path / "pretrain", embedded())
 
 
 def test_a_data_set_is_found_under_either_name_and_the_embedded_one_without_a_folder(tmp_path):

@@ -148,11 +148,11 @@ def weights_file(config: ConfigDict, folder: Path, what: str) -> Path:
     return folder / f"{config.environment}_{'iql' if what == 'reward' else what}.safetensors"
 
 
-def actors(config: ConfigDict, folder: Path) -> dict[str, rollouts.Actor]:
+def actors(config: ConfigDict, folder: Path, data: Transitions) -> dict[str, rollouts.Actor]:
     """The baselines that were pretrained in subfolders of a folder, by name.
 
     Raises:
-      WeightsError: weights that cannot be read, or are of other sizes or another environment.
+      WeightsError: weights that cannot be read, or are of other sizes, another environment or other transitions.
     """
     task, found = networks.task_of(config), {}
     for name, baseline in BASELINES.items():
@@ -160,5 +160,7 @@ def actors(config: ConfigDict, folder: Path) -> dict[str, rollouts.Actor]:
         if path.exists():
             sizes = (config.baseline.width, task.observation_dim, task.action_dim)
             shapes = jax.eval_shape(lambda key, init=baseline.init, sizes=sizes: init(key, *sizes), jax.random.key(0))
-            found[name] = baseline.actor(config, *networks.load(config, str(path), shapes, name))
+            params, norm = networks.load(config, str(path), shapes, name)
+            networks.check_data(path, name, data)
+            found[name] = baseline.actor(config, params, norm)
     return found

@@ -1,5 +1,6 @@
 """Which prior and which values a config means: their sizes, their weights, the chain they share."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -58,25 +59,40 @@ def load(config: ConfigDict, path: str, params: PyTree, what: str) -> tuple[Any,
 
 
 def data_of(found: Transitions) -> str:
-    """What weights say of the data they were trained on."""
+    """What messages and notes call transitions."""
     return f"{len(found.rewards)} of {found.source}"
 
 
-def check_data(config: ConfigDict, found: Transitions, needed: tuple[str, ...] = tuple(FIELDS)) -> None:
-    """Checks that prior and values, those of them that are needed, were trained on these transitions.
+def notes_of(found: Transitions) -> dict[str, str]:
+    """What weights say of the transitions they were trained on, for `check_data`."""
+    arrays = (found.observations, found.actions, found.rewards, found.next_observations, found.terminals)
+    return {"trained_on": data_of(found), "transitions": weights.fingerprint(*arrays)}
+
+
+def check_data(path: Path, what: str, found: Transitions) -> None:
+    """Checks that weights were trained on these transitions, whatever the file is called that holds them.
+
+    Args:
+      path: of the weights.
+      what: of ``pretrain.what``, for the message.
+      found: the transitions at hand.
 
     Raises:
-      WeightsError: the weights of one of them cannot be read, or were trained on others.
+      WeightsError: they cannot be read, were trained on others, or do not say on which.
     """
+    notes, own = weights.metadata(path), notes_of(found)
+    if notes.get("transitions") != own["transitions"]:
+        raise weights.WeightsError(
+            f"{path} was trained on {notes.get('trained_on', 'data that it does not name')}, which are not the "
+            f"transitions that config.data.path has ({own['trained_on']}): train it on these "
+            f"(--mode=pretrain --config.pretrain.what={what})."
+        )
+
+
+def check_networks(config: ConfigDict, found: Transitions, needed: tuple[str, ...] = tuple(FIELDS)) -> None:
+    """As `check_data` for the prior and the values of a config, those of them that are needed."""
     for what in needed:
-        field = FIELDS[what]
-        path = weights.locate(get(config, field))
-        trained_on = weights.metadata(path).get("trained_on", "data that it does not name")
-        if trained_on != data_of(found):
-            raise weights.WeightsError(
-                f"config.{field}: {path} was trained on {trained_on}, and config.data.path has {data_of(found)}: train "
-                f"it on these (--mode=pretrain --config.pretrain.what={what})."
-            )
+        check_data(weights.locate(get(config, FIELDS[what])), what, found)
 
 
 def load_prior(config: ConfigDict) -> tuple[Policy, Normaliser]:

@@ -5,7 +5,7 @@
     python experiments/run.py --config=configs/d4rl.py:smoke               the whole path in about a minute
     python experiments/run.py --config=configs/d4rl.py:table4              RTB and seven others; an hour a seed
     python experiments/run.py --config=configs/d4rl.py:online_vs_mixed     no recorded actions (G.1); cost not measured
-    python experiments/run.py --config=configs/d4rl.py:alpha_sweep         (table G.2); not measured
+    python experiments/run.py --config=configs/d4rl.py:alpha_sweep         five alphas (G.2); 15 minutes a seed
 
 Tables are of the data sets in the folder --config.data.path, or of the embedded one; all in them is made anew for every
 seed. Costs and results: docs/results/control.md.

@@ -179,6 +179,16 @@ def test_a_network_that_knows_the_law_of_tokens_makes_the_chain_of_that_law(head
         np.testing.assert_allclose(step(jnp.int32(i)), np.append(due * law, 1.0 - due), atol=1e-5)
 
 
+@pytest.mark.parametrize("head", CONFIGS)
+def test_a_span_of_the_positions_is_that_part_of_them_all(head, key):
+    net = ddit.from_config(CONFIGS[head])
+    tokens = jax.random.randint(key, (3, 9), 0, TOKENS + 1)
+    params = net.init(key, tokens, SHARES)
+    whole, part = net.apply(params, tokens, SHARES), net.apply(params, tokens, SHARES, span=(4, 3))
+    assert part.shape == (3, 3, TOKENS) and whole.std() > 0
+    np.testing.assert_allclose(part, whole[:, 4:7], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "head, change, message",
     [

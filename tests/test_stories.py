@@ -411,6 +411,14 @@ def file(tmp_path):
     return path
 
 
+def test_weights_that_do_not_say_their_heads_are_refused(config, tmp_path):
+    path, shipped = tmp_path / "prior.safetensors", weights.locate(config.prior.weights)
+    notes = {name: note for name, note in weights.metadata(shipped).items() if name != "number of heads"}
+    weights.save(path, {}, notes)
+    with pytest.raises(weights.WeightsError, match="prior.safetensors does not say its number of heads; .*what=prior"):
+        stories.build(changed(config, prior__weights=str(path)))
+
+
 def test_weights_of_another_vocabulary_of_the_same_size_are_refused(config, file):
     """Every word that the file lacks stands in it under another name."""
     missing = set(grammar.WORDS) - {word for story in corpus.read(file) for text in story for word in text.split()}

@@ -45,12 +45,13 @@ def load(config: ConfigDict, what: str, found: Corpus) -> PyTree:
       WeightsError: they cannot be read, or are of other sizes, another vocabulary or another head.
     """
     path = weights.locate(get(config, FIELDS[what]))
-    notes = {HEADS: "4"} | weights.metadata(path)  # What files have that say nothing of it.
+    notes = weights.metadata(path)
     for name, here in notes_of(config, what, found).items():  # Before the sizes, which follow from them.
         if notes.get(name) != here:
+            found_there = f"was trained with another {name}" if name in notes else f"does not say its {name}"
             raise weights.WeightsError(
-                f"config.{FIELDS[what]}: {path} was trained with another {name}; weights for this config are made by "
-                f"--mode=pretrain --config.pretrain.what={what}."
+                f"config.{FIELDS[what]}: {path} {found_there}; weights for this config are made by --mode=pretrain "
+                f"--config.pretrain.what={what}."
             )
     init = (
         partial(infilling_prior.init, masked(config, found))

@@ -7,6 +7,7 @@ and stands for nothing.
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,8 +71,8 @@ class Words:
 
 
 def split(sentence: str) -> list[str]:
-    """Words and punctuation marks, lower-case."""
-    return _WORD.findall(sentence.lower())
+    """Words and punctuation marks, lower-case; an accent belongs to its letter, however it is written."""
+    return _WORD.findall(unicodedata.normalize("NFC", sentence.lower()))
 
 
 class Bytes:

@@ -115,6 +115,16 @@ def start_excess(key: jax.Array, domain: Domain, count: int, beta: float, mesh: 
     return excess, error
 
 
+def resampled(key: jax.Array, found: Paths) -> np.ndarray:
+    """As many samples of every condition again, drawn by their weights, ``[N, n, E*]``."""
+    keys = jax.random.split(key, len(found.x))
+    drawn = [
+        certificate.importance_resample(one, x, gap, len(x))[0]
+        for one, x, gap in zip(keys, found.x, found.gap, strict=True)
+    ]
+    return np.stack(drawn)
+
+
 def certify(domain: Domain, gaps: np.ndarray, known: Exact, upper: list[np.ndarray | None]) -> dict[str, Any]:
     """The certificate as in ``summary.json``: of the only posterior, or the mean over conditions and each of them."""
     each = [certificate.certify(*of_one) for of_one in zip(gaps, known.log_z, upper, strict=True)]
@@ -174,10 +184,13 @@ def evaluate(
     excess, error = start_excess(keys[3], domain, settings.batch_size, beta, mesh)
     metrics |= {"start_excess": excess, "start_excess_error": error}
     metrics["prior_ess"] = float(np.mean([certificate.effective_sample_size(gap) for gap in priors.gap]))
-    titles = {"prior": "prior", "rtb": "RTB posterior", "exact": "exact posterior"}
+    titles = {"prior": "prior", "rtb": "RTB posterior", "resampled": "RTB, resampled", "exact": "exact posterior"}
     titles |= {name: name.upper() for name in domain.baselines}
+    pictured = dict(samples)
+    if statement["verdict"] == "importance_weight":  # What it advises.
+        pictured["resampled"] = domain.shown(resampled(stream(config.seed, "resample"), ours))
     with replacing(workdir / "samples.png") as partial:
-        domain.plot(partial, {title: samples[name] for name, title in titles.items() if name in samples})
+        domain.plot(partial, {title: pictured[name] for name, title in titles.items() if name in pictured})
     # In full precision: a log-weight belongs to the very sample.
     with replacing(workdir / "samples.npz") as partial:
         np.savez_compressed(

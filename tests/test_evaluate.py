@@ -5,10 +5,11 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import QuadraticGaussian, one_step
-from shrunk import bare_domain
+from oracles import QuadraticGaussian, assert_moments, one_step
+from shrunk import bare_domain, changed
 
-from experiments import evaluate
+from configs.gmm import get_config
+from experiments import evaluate, exact
 from rtbjax import Policy
 from rtbjax.sharding import data_mesh
 
@@ -53,3 +54,31 @@ def test_a_start_that_the_data_remember_is_found_and_warned_of(rho, key, caplog)
     excess, error = evaluate.start_excess(key, remembering, 8_000, BETA, MESH)
     assert abs(excess - (np.exp((BETA * c * rho) ** 2) - 1.0)) < 4 * error
     assert ("The reward depends on where a path starts" in caplog.text) == (rho > 0.0)
+
+
+@pytest.mark.parametrize("policy, verdict", [(CHAIN.exact, "consistent"), (CHAIN.prior, "importance_weight")])
+def test_samples_to_be_reweighted_are_shown_resampled_too(policy, verdict, tmp_path):
+    """And then they have the posterior's moments, which those of the prior in its place have not."""
+    small = dict(
+        devices=1,
+        process__num_steps=CHAIN.process.num_steps,
+        behaviour__accepted=0.0,
+        eval__num_samples=4_000,
+        eval__batch_size=4_000,
+        eval__exact_samples=4_000,
+        eval__exact_cache=str(tmp_path / "exact"),
+    )
+    shown = {}
+
+    def plot(path, panels):
+        path.touch()
+        shown.update(panels)
+
+    config, here = changed(get_config("smoke"), **small), dataclasses.replace(domain(), plot=plot)
+    found = evaluate.evaluate(config, here, policy, exact.draw(config, here, MESH), tmp_path, MESH)
+    assert found["certificate"]["verdict"] == verdict
+    titles = ["prior", "RTB posterior", "RTB, resampled", "exact posterior"]
+    assert list(shown) == (titles if verdict == "importance_weight" else [t for t in titles if "resampled" not in t])
+    for title in titles[2:]:
+        if title in shown:
+            assert_moments(shown[title], CHAIN.mean, CHAIN.std, slack=0.05)

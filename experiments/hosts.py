@@ -62,6 +62,11 @@ def any_of(condition: bool) -> bool:
     return not agreed(not condition)
 
 
+def from_first(array: np.ndarray) -> np.ndarray:
+    """The first process's array, on every process."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(array)) if jax.process_count() > 1 else array
+
+
 @contextmanager
 def together(kind: type[Exception]) -> Iterator[None]:
     """Around what each process does by itself: an error of this kind on one of them is an error on all.

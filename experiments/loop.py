@@ -143,7 +143,8 @@ def run(config: ConfigDict, domain: Domain, workdir: Path, mesh: Mesh, clock: Cl
             return
         objective = config.objective
         own = np.tile(np.arange(config.train.batch_size // groups) < on_policy, groups)
-        blamed = blame(trajectory, info, own=own, beta=objective.beta, learned=objective.log_z == "learned")
+        balanced = objectives.warmed_up(config, trajectory, done - 1)
+        blamed = blame(balanced, info, own=own, beta=objective.beta, learned=objective.log_z == "learned")
         raise Diverged(
             f"{in_row} steps in a row, up to step {done}, were skipped: loss or gradient were not finite, or log Z was "
             f"beyond config.train.log_z_limit. To blame is {blamed}; {last_good(checkpoints, workdir)}, and a "

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -16,6 +17,7 @@ from experiments.domains.base import Conditions, Domain, log_reward, rewarded, r
 from experiments.errors import ConfigError, UserError
 from experiments.finite import NotFinite
 from rtbjax import Policy, Trajectory, behaviour, replay, rescore
+from rtbjax.rewards import RewardError
 from rtbjax.sharding import batch_axes, batch_devices, trajectory_specs
 from rtbjax.train import make_rollout
 
@@ -224,7 +226,10 @@ class Proposal:
         conditions = self._domain.conditions
         assert conditions is not None and conditions.examples is not None
         x0 = conditions.examples[jnp.repeat(chosen, self._paths["noised"])]
-        return x0, jnp.asarray(log_reward(self._domain, x0, cond))
+        # All hosts have the same ones: the first one asks, and a reward that is not the same twice is for all.
+        with hosts.together(RewardError):
+            log_r = log_reward(self._domain, x0, cond) if hosts.is_first() else np.zeros(len(x0), np.float32)
+        return x0, jnp.asarray(hosts.from_first(log_r))
 
     def _rewarded(self, trajectory: Trajectory) -> Trajectory:
         """With a log r that is no number where the samples are none: the update skips the step, and counts it."""

@@ -59,7 +59,7 @@ def write(workdir: Path, config: dict[str, Any], summary: dict[str, Any], about:
         pages.section("Samples", pages.scrolling(pages.picture((workdir / "samples.png").read_bytes(), "Set by set"))),
         pages.section("The certificate", *findings.of_certificate(certificate)),
         pages.section("Metrics", *findings.of_metrics(summary["metrics"])),
-        pages.section("Training", *trained(records.read_metrics(workdir / "metrics.jsonl"), summary)),
+        pages.section("Training", *trained(records.read_metrics(workdir / "metrics.jsonl"), config, summary)),
         pages.section("Time", pages.facts(timed(summary))),
         pages.section("How to get it again", *again(config, summary)),
     )
@@ -85,13 +85,18 @@ def question(config: dict[str, Any], summary: dict[str, Any], about: str) -> Ite
     )
 
 
-def trained(lines: list[dict[str, Any]], summary: dict[str, Any]) -> Iterator[Html]:
+def trained(lines: list[dict[str, Any]], config: dict[str, Any], summary: dict[str, Any]) -> Iterator[Html]:
     """Curves of what was logged."""
     skipped = tag("span", " Steps skipped: ", findings.value(summary.get("skipped"), "skipped"), ".")
     yield tag("p", "Steps: ", findings.value(summary["steps"], "steps"), ".", skipped)
     if not lines:
         yield tag("p", "No training step was logged.", class_="reason")
         return
+    if warmup := config["objective"].get("beta_warmup"):
+        told = (
+            f"In the first {warmup:,} steps β rose to its value: loss, residual, log Z, ELBO and ESS of a step are of "
+        )
+        yield tag("p", told + "the posterior at the β that was reached.")
     drawn = {name: charts.curves(name, [lines]) for name in CURVES}
     yield tag("div", *(pages.chart(svg, name, CURVES[name]) for name, svg in drawn.items() if svg), class_="charts")
     missing = [name for name, svg in drawn.items() if not svg]

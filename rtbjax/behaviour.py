@@ -39,6 +39,7 @@ def accept(
       ValueError: an array that is not one number per sample, or a log r above the bound, unless it is traced: what is
         kept would follow another law.
     """
+    log_reward = jnp.asarray(log_reward)
     check_shape("log_reward", log_reward, ("B",))
     if not isinstance(log_reward, Tracer):
         check_bound(log_reward, log_bound)

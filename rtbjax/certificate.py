@@ -277,7 +277,8 @@ def _verdict(estimate: Estimate, reference: Estimate | None, ess: float, path_kl
         return "modes_missing", f"the paths' log Z is at most {high:.3f}, the reference's at least {lowest:.3f}"
     if low > highest + RESOLUTION:
         # Posterior paths found more mass than the reference knows of: it is the reference that missed something.
-        return "unreliable", f"the reference's log Z is at most {highest:.3f}, where the paths find at least {low:.3f}"
+        known = f"at most {highest:.3f}" if highest > lowest else f"{highest:.3f} without error"
+        return "unreliable", f"the reference's log Z is {known}, where the paths find at least {low:.3f}"
     if reference.heavy:
         return "unreliable", f"the reference's weights have Pareto k {reference.pareto_k:.2f}, above {MAX_PARETO_K}"
     if highest - lowest > MAX_INTERVAL:

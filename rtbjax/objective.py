@@ -182,6 +182,7 @@ def loss(
     check_params(params)
     if trajectory.log_reward is None:
         raise ValueError("The trajectory has no log_reward: set it with trajectory._replace(log_reward=...).")
+    trajectory = trajectory._replace(log_reward=jnp.asarray(trajectory.log_reward))
     check_shape("log_reward", trajectory.log_reward, (trajectory.xs.shape[1],))
     if trajectory.log_reward.dtype == jnp.bool_:
         raise ValueError("log_reward holds truth values, not log r: jnp.where(allowed, 0.0, floor) makes a constraint.")
@@ -211,9 +212,14 @@ def denoising_loss(
 ) -> Float[Array, " B"]:
     """Trains a policy on data: the variational bound at one random step per sample (Ho et al. 2020, eq. 5).
 
-    ``T * KL(target kernel | policy's kernel)`` at a uniform step, on data noised up to it: an unbiased estimate of how
-    far the policy's path law is from that of noised data. On data this makes a prior; on exact posterior samples a
-    posterior, as exact as the prior chain is the reversal of the noising. No log r enters and no path is rolled out.
+    ``T * KL(target kernel | policy's kernel)`` at a uniform step, on data noised up to it. On data this makes a prior;
+    on exact posterior samples a posterior, as exact as the prior chain is the reversal of the noising. No log r enters
+    and no path is rolled out.
+
+    For tokens, and for Gaussian steps whose std is that of noised data (``variance="fixed_small"``, DDIM with eta 1),
+    it is an unbiased estimate of how far the policy's path law is from that of noised data. With any other std it is so
+    up to a number that means cannot change: `Process.target` has the process's std, which is also what a policy that
+    moves the std is taught.
 
     Args:
       key: one for the batch.

@@ -132,6 +132,28 @@ def guided(guide: Policy, params: PyTree, change: Callable[[PyTree, Array, Array
     return Policy(params, apply_fn, guide.look)
 
 
+def standalone(prior: Policy, posterior: Policy) -> Policy:
+    """A posterior that brings its prior along: for all that takes a prior, such as another reward, or a guide.
+
+    Args:
+      prior: that the posterior was trained beside.
+      posterior: any of this module's, or a guide.
+
+    Returns:
+      A policy without ``look`` and with parameters ``{"prior": ..., "posterior": ...}``, of which every call runs both;
+      a posterior that builds on no prior is returned as it is.
+    """
+    look = posterior.look
+    if look is None:
+        return posterior
+
+    def apply_fn(params, x, t, cond):
+        output = prior.replace(params=params["prior"])(x, t, cond)
+        return posterior.replace(params=params["posterior"])(x, t, cond, look(output, x, t, cond))
+
+    return Policy({"prior": prior.params, "posterior": posterior.params}, apply_fn)
+
+
 def langevin(
     base: Policy,
     scale_params: PyTree,

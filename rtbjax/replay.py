@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rtbjax.types import PRNGKey
+from rtbjax.types import PRNGKey, check_shape
 
 
 class Buffer(NamedTuple):
@@ -48,8 +48,12 @@ def add(buffer: Buffer, items: PyTree, keep: Bool[Array, " B"], priority: Float[
 
     Returns:
       The buffer with them; of more than ``capacity`` the last ones.
+
+    Raises:
+      ValueError: items of another shape than the buffer's, or not as many as ``keep`` and ``priority`` have numbers.
     """
     capacity = buffer.priority.shape[0]
+    jax.tree.map(lambda held, new: check_shape("Each item", new, (*keep.shape, *held.shape[1:])), buffer.items, items)
     order = jnp.cumsum(keep.astype(jnp.int32)) - 1
     # Beyond the end for what is not kept: dropped by the scatter.
     slot = jnp.where(keep, (buffer.added + order) % capacity, capacity)
@@ -57,6 +61,7 @@ def add(buffer: Buffer, items: PyTree, keep: Bool[Array, " B"], priority: Float[
     count = jnp.sum(keep.astype(jnp.int32))
     slot = jnp.where(order < count - capacity, capacity, slot)
     priority = jnp.zeros(keep.shape, jnp.float32) if priority is None else priority
+    check_shape("priority", priority, keep.shape)
     return Buffer(
         items=jax.tree.map(lambda all_, new: all_.at[slot].set(new, mode="drop"), buffer.items, items),
         priority=buffer.priority.at[slot].set(priority, mode="drop"),

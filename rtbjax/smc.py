@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from rtbjax.process import Process
-from rtbjax.types import Policy, PRNGKey
+from rtbjax.types import Policy, PRNGKey, check_shape
 
 
 class Particles(NamedTuple):
@@ -56,18 +56,22 @@ def steer(
       threshold: particles are drawn anew when their effective share falls below it, and at the end.
 
     Raises:
-      ValueError: ``threshold`` outside 0 to 1.
+      ValueError: ``threshold`` outside 0 to 1, or a log r or a guess that is not one number per particle.
     """
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
     count = shape[0]
 
+    def worth_of(name, numbers):
+        check_shape(name, numbers, (count,))
+        return numbers.astype(jnp.float32)
+
     def log_r(x0):
-        return (beta * log_reward(x0, cond)).astype(jnp.float32)
+        return beta * worth_of("log_reward", log_reward(x0, cond))
 
     def guess(output, x, i):
         if twist is not None:
-            return twist(output, x, i, cond).astype(jnp.float32)
+            return worth_of("twist", twist(output, x, i, cond))
         return log_r(process.denoise(output, x, i))
 
     def propose(key, output, x, i):
@@ -110,7 +114,11 @@ def best_of(n: int, x: Shaped[Array, "m ..."], log_reward: Float[Array, " m"]) -
     """Of every n samples in turn that of the highest log r; n must divide their number.
 
     Not the posterior: the law of the best has the rank of r among n draws where r itself is meant, whatever r's scale.
+
+    Raises:
+      ValueError: ``log_reward`` is not one number per sample.
     """
+    check_shape("log_reward", log_reward, x.shape[:1])
     groups = log_reward.reshape(-1, n)
     return x[jnp.arange(len(groups)) * n + jnp.argmax(groups, axis=1)]
 

@@ -24,7 +24,7 @@ from rtbjax.sharding import (
     trajectory_specs,
 )
 from rtbjax.trajectory import check_widen, rollout
-from rtbjax.types import AxisName, Policy, PRNGKey, Shard, Trajectory, varying_like
+from rtbjax.types import AxisName, Policy, PRNGKey, Shard, Trajectory, check_shape, varying_like
 
 
 class TrainState(NamedTuple):
@@ -102,6 +102,8 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation, mesh: Me
     check_params(params)
 
     def init(params):
+        # A number of Python's has a weak type: updates would make it a strong one, and be compiled for both.
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)
         # A buffer of its own for each number: one that is donated twice is an error.
         counts = [jnp.int32(0) for _ in range(3)]
         return TrainState(counts[0], jax.tree.map(jnp.copy, params), optimizer.init(params), *counts[1:])
@@ -131,7 +133,7 @@ def make_update(
 
     Returns:
       ``update(state, trajectory, key) -> (state, StepInfo)``. The state's buffers are donated; a batch that does not
-      divide over the mesh is a ValueError.
+      divide over the mesh is a ValueError, as are a log r and conditions of another number of paths.
     """
     mesh = data_mesh() if mesh is None else mesh
     axes = batch_axes(mesh)
@@ -184,7 +186,14 @@ def make_update(
         return jax.lax.with_sharding_constraint(state, parameter_shardings(state, mesh)), step_info
 
     def update(state: TrainState, trajectory: Trajectory, key: PRNGKey) -> tuple[TrainState, StepInfo]:
-        check_divides(trajectory.xs.shape[1], mesh)
+        batch = trajectory.xs.shape[1]
+        check_divides(batch, mesh)
+        if trajectory.log_reward is not None:
+            trajectory = trajectory._replace(log_reward=jnp.asarray(trajectory.log_reward))
+            check_shape("log_reward", trajectory.log_reward, (batch,))
+        for leaf in jax.tree.leaves(trajectory.cond):
+            if jnp.shape(leaf)[:1] != (batch,):
+                raise ValueError(f"Conditions need a leading axis of {batch}, the paths, got shape {jnp.shape(leaf)}.")
         # Already where they belong after the first step; a reward that comes from the host is not.
         state = jax.device_put(state, parameter_shardings(state, mesh))
         placement = jax.tree.map(lambda spec: NamedSharding(mesh, spec), trajectory_specs(trajectory, mesh))
@@ -241,6 +250,8 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
 
     def checked(key, prior, posterior=None, cond=None, widen=0.0, look=None, start=None) -> Trajectory:
         check_widen(widen)
+        # Elsewhere than where updates leave them they would be another program's arguments.
+        prior, posterior = jax.device_put((prior, posterior), parameter_shardings((prior, posterior), mesh))
         return run(key, prior, posterior, cond, widen, look, start)
 
     return checked

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -64,8 +65,8 @@ def rollout(
       A `Trajectory` without ``log_reward``.
 
     Raises:
-      ValueError: ``start`` of another shape, or of another dtype than the process's states, an ``index`` of other than
-        B samples, or ``widen`` below 0 where it is not traced.
+      ValueError: a prior that builds on another, ``start`` of another shape or dtype than the process's states, an
+        ``index`` of other than B samples, or ``widen`` below 0 where it is not traced.
     """
     check_widen(widen)
     index = jnp.arange(shape[0]) if index is None else index
@@ -94,6 +95,11 @@ def rollout(
 
 def _laws(process, prior, posterior, look, x, i, cond):
     """The prior's law, the posterior's (the prior's again if there is none), and the features; the prior runs once."""
+    if prior.look is not None:
+        raise ValueError(
+            "This prior builds on a prior of its own: sample and score it as the posterior, beside that one, or give "
+            "rtbjax.posterior.standalone(prior, posterior) in its place."
+        )
     t = process.time(i)
     output = prior(x, t, cond)
     look = look if posterior is None else posterior.look
@@ -168,7 +174,7 @@ def score(
       A `Trajectory` without ``log_reward``.
 
     Raises:
-      ValueError: paths of another length than the process's.
+      ValueError: paths of another length than the process's, or a prior that builds on another.
     """
     xs = jnp.asarray(xs)
     check_length(process, xs)
@@ -227,12 +233,13 @@ def log_prob(
       chunk: must divide their number.
 
     Raises:
-      ValueError: paths of another length than the process's, ``chunk`` does not divide the number of steps, or
-        features where the policy takes none, or none where it does.
+      ValueError: paths of another length than the process's, a step that it does not have, ``chunk`` does not divide
+        the number of steps, or features where the policy takes none, or none where it does.
     """
     xs, features = jax.tree.map(jnp.asarray, (xs, features))
     check_length(process, xs)
-    steps = jnp.arange(process.num_steps) if steps is None else steps
+    steps = jnp.arange(process.num_steps) if steps is None else jnp.asarray(steps)
+    check_steps(process, steps)
     check_chunk(steps.shape[0], chunk)
 
     def one(i):
@@ -252,6 +259,15 @@ def check_length(process: Process, xs: Array) -> None:
     if xs.shape[0] != process.num_steps + 1:
         states = process.num_steps + 1
         raise ValueError(f"A path of {process.num_steps} steps has {states} states, got {xs.shape[0]}.")
+
+
+def check_steps(process: Process, steps: Int[Array, " n"]) -> None:
+    """Raises a ValueError if a step is none of the process's, unless it is traced: JAX takes the nearest one."""
+    if isinstance(steps, Tracer):
+        return
+    known = np.asarray(steps)
+    if ((known < 0) | (known >= process.num_steps)).any():
+        raise ValueError(f"Steps must lie in 0..{process.num_steps - 1}, got {known.tolist()}.")
 
 
 def check_chunk(num_steps: int, chunk: int) -> None:

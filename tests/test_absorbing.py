@@ -345,6 +345,20 @@ def test_bad_arguments_say_what_is_allowed(make, message):
         make()
 
 
+def test_scores_beyond_all_mass_have_a_gradient():
+    """Where a token's score overflows, it is revealed as that one and the mask's share has no say."""
+    process = absorbing(loglinear_mask_rate(4), 3, head="sedd")
+    x, masked = jnp.asarray([[0, 3]], jnp.int32), jnp.asarray([[3, 3]], jnp.int32)
+
+    @jax.jit
+    @jax.value_and_grad
+    def log_prob(score):
+        return process.reverse(score, masked, jnp.int32(1)).log_prob(x)[0]
+
+    value, gradient = log_prob(jnp.asarray([[[95.0, 0.0, 0.0], [-1.0, 0.0, 0.5]]]))
+    assert np.isfinite(value) and np.isfinite(gradient).all() and np.abs(gradient[0, 1]).max() > 0.01
+
+
 @pytest.mark.parametrize("output", [Steered(jnp.zeros((1, 1, 2)), 0.0), LearnedStd(jnp.zeros((1, 1, 2)), 0.0)])
 def test_an_output_that_changes_a_gaussian_step_is_refused(output):
     process = absorbing(linear_mask_rate(2), 2)

@@ -49,6 +49,7 @@ def test_acceptance_has_the_declared_probability_and_depends_on_the_global_index
 def test_rewards_above_their_bound_are_refused():
     """All of them would be kept, as if they were no better than the bound."""
     assert accept(jax.random.key(0), jnp.full(4, 1.00005), 1.0).all()  # A rounding.
+    assert accept(jax.random.key(0), [1.0, -1000.0], 1.0).tolist() == [True, False]
     with pytest.raises(ValueError, match="log_reward reaches 3.0000, beyond its declared bound 1.0000"):
         accept(jax.random.key(0), jnp.asarray([0.0, 3.0]), 1.0)
 

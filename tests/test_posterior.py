@@ -95,6 +95,41 @@ def test_starts_exactly_at_the_prior_and_every_part_can_leave_it(make):
         assert np.abs(leaf).max() > 1e-5 or jax.tree_util.keystr(path).endswith("['a']"), path
 
 
+ALONE = PARAMETRISATIONS | {"steered": lambda: parametrise.steered(ZEROS, change)}
+
+
+@pytest.mark.parametrize("make", ALONE.values(), ids=ALONE.keys())
+def test_a_posterior_that_stands_alone_is_the_same_one_and_a_prior_of_the_next(make, key):
+    policy = make()
+    moved = policy.replace(params=jax.tree.map(lambda p: p + 0.1, policy.params))
+    alone = parametrise.standalone(PRIOR, moved)
+    second = parametrise.steered(
+        {"kernel": jnp.full((2, 2), 0.2)}, lambda params, x, t, cond, output: x @ params["kernel"]
+    )
+
+    @jax.jit
+    def run(key):
+        beside = rollout(key, PROCESS, PRIOR, moved, shape=(8, 2))
+        return beside, rollout(key, PROCESS, alone, shape=(8, 2)), rollout(key, PROCESS, alone, second, shape=(8, 2))
+
+    beside, paths, further = run(key)
+    np.testing.assert_allclose(paths.xs, beside.xs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(paths.log_prior, beside.log_prior - beside.log_ratio, rtol=1e-4, atol=1e-4)
+    assert alone.look is None and np.abs(np.asarray(further.log_ratio)).max() > 1e-3
+    # The mean of a step moves by its variance times the score, on top of what moved it before.
+    twice = parametrise.standalone(alone, second)
+    law, own = (
+        PROCESS.reverse(p(jnp.ones((1, 2)), PROCESS.time(2), None), jnp.ones((1, 2)), 2) for p in (twice, alone)
+    )
+    np.testing.assert_allclose(law.mean - own.mean, own.std**2 * 0.4 * jnp.ones((1, 2)), rtol=1e-4)
+
+
+def test_a_prior_that_builds_on_another_says_how_to_stand_alone(key):
+    for arguments in ((), (parametrise.full_copy(PRIOR),)):
+        with pytest.raises(ValueError, match="builds on a prior of its own: .*posterior.standalone"):
+            rollout(key, PROCESS, correction(), *arguments, shape=(8, 2))
+
+
 def test_a_full_copy_is_not_the_prior_itself():
     copy = parametrise.full_copy(PRIOR)
     same = jax.tree.map(lambda a, b: a is b, copy.params, PRIOR.params)

@@ -104,6 +104,15 @@ def test_a_buffer_travels_through_a_scan():
     assert contents(buffer) == [4.0, 4.5, 5.0, 5.5] and buffer.added == 10
 
 
+def test_items_of_another_shape_are_refused_and_not_broadcast():
+    buffer, keep = replay.init(jnp.zeros(2), 4), jnp.ones(3, bool)
+    for shape in ((3, 1), (3,), (1, 2), (4, 2)):
+        with pytest.raises(ValueError, match=rf"Each item must have shape \(3, 2\), got \({shape[0]},"):
+            replay.add(buffer, jnp.zeros(shape), keep)
+    with pytest.raises(ValueError, match=r"priority must have shape \(3,\), got \(3, 1\)"):
+        replay.add(buffer, jnp.zeros((3, 2)), keep, jnp.zeros((3, 1)))
+
+
 def test_capacity_below_one_is_an_error():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         empty(0)

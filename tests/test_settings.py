@@ -1,6 +1,7 @@
 """A config that cannot be is refused in one sentence that says what can, before anything is written."""
 
 import importlib
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,9 +143,19 @@ def test_data_that_training_does_not_read_are_warned_of(config, tmp_path, caplog
         settings.data_unread(changed(config, data__path="none.npz"))
 
 
-@pytest.mark.parametrize("batch", [32, 64])
-def test_the_nearest_values_are_right(config, batch):
-    batches.check_devices(changed(config, train__batch_size=batch), 8)
+@pytest.mark.parametrize("field, size", [("train__batch_size", 36), ("eval__batch_size", 20)])
+def test_the_nearest_values_are_right(config, field, size):
+    """Both that are named divide, and nothing between them does."""
+
+    def refusal(value):
+        try:
+            batches.check_devices(changed(config, **{field: value}), 8)
+        except ConfigError as error:
+            return str(error)
+
+    below, above = map(int, re.findall(r"nearest are (\d+) and (\d+)", refusal(size) or "")[0])
+    assert below < size < above
+    assert [value for value in range(below, above + 1) if refusal(value) is None] == [below, above]
 
 
 def test_accepted_paths_need_a_bound(config):

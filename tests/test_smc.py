@@ -108,6 +108,19 @@ def test_a_threshold_that_is_no_share_is_refused(key):
         steer(key, 4, 2.0)
 
 
+def test_numbers_that_are_not_one_for_each_particle_are_refused(key):
+    chain = LinearGaussian()
+    arguments = dict(shape=(8, 2))
+    for wrong in (lambda x, cond: chain.log_reward(x)[:, None], lambda x, cond: jnp.float32(0.0)):
+        with pytest.raises(ValueError, match=r"log_reward must have shape \(8,\), got \("):
+            smc.steer(key, chain.process, chain.prior, wrong, **arguments)
+    with pytest.raises(ValueError, match=r"twist must have shape \(8,\), got \(\)"):
+        twist = lambda output, x, i, cond: jnp.float32(0.0)  # noqa: E731
+        smc.steer(key, chain.process, chain.prior, lambda x, cond: chain.log_reward(x), twist=twist, **arguments)
+    with pytest.raises(ValueError, match=r"log_reward must have shape \(8,\), got \(4,\)"):
+        smc.best_of(2, jnp.zeros((8, 2)), jnp.zeros(4))
+
+
 def test_where_jax_is_in_double_precision_weights_stay_single(key):
     """A scan's carry has one type; the reward answers in another."""
     chain = LinearGaussian()

@@ -236,6 +236,48 @@ def _without_key(params, trajectory, *, key, **arguments):
     return rtbjax.loss(params, trajectory, **arguments)
 
 
+def test_the_loop_of_a_notebook_compiles_once(key):
+    """Without a mesh, and with a log Z that is a number of Python's."""
+    traces = []
+
+    def apply_fn(params, x, t, cond):
+        traces.append(1)
+        return CHAIN.shifted_apply(params, x, t, cond)
+
+    rule = optimizer(1e-3)
+    run = make_rollout(CHAIN.process, (16, 2))
+    update = make_update(_without_key_of(apply_fn), rule)
+    state, counts = init_state({"policy": {"shift": jnp.zeros((5, 2))}, "log_z": 0.0}, rule), []
+    for _ in range(3):
+        paths = run(key, CHAIN.prior, Policy(state.params["policy"], apply_fn))
+        state, _ = update(state, paths._replace(log_reward=CHAIN.log_reward(paths.xs[-1])), key)
+        counts.append(len(traces))
+    assert counts[0] == counts[1] == counts[2]
+
+
+def _without_key_of(apply_fn):
+    return partial(_without_key, process=CHAIN.process, apply_fn=apply_fn, log_z="learned")
+
+
+def test_paths_that_do_not_fit_are_refused_before_they_are_spread(key):
+    mesh = data_mesh(2)
+    _, paths = batch(key, mesh)
+    update = make_update(
+        partial(_without_key, process=CHAIN.process, apply_fn=CHAIN.shifted_apply), optax.adam(1e-3), mesh
+    )
+
+    def updated(**changes):
+        state = init_state({"policy": {"shift": jnp.zeros((5, 2))}}, optax.adam(1e-3))
+        return update(state, paths._replace(cond=None)._replace(**changes), key)
+
+    rewards = np.asarray(paths.log_reward)
+    jax.tree.map(np.testing.assert_array_equal, updated(log_reward=rewards.tolist())[1], updated()[1])
+    with pytest.raises(ValueError, match=r"log_reward must have shape \(16,\), got \(\)"):
+        updated(log_reward=0.0)
+    with pytest.raises(ValueError, match=r"Conditions need a leading axis of 16, the paths, got shape \(4,\)"):
+        updated(cond={"c": jnp.zeros(4)})
+
+
 def test_update_compiles_once(key):
     _, paths = batch(key, data_mesh(2))
 

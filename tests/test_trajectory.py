@@ -279,6 +279,9 @@ def test_errors_name_what_is_allowed():
         log_prob(process, prior, xs, chunk=4)
     with pytest.raises(ValueError, match="chunk=0"):
         log_prob(process, prior, xs, chunk=0)
+    for steps in ([4, 6], [-1], np.asarray([0, 7])):
+        with pytest.raises(ValueError, match=r"Steps must lie in 0\.\.5, got \["):
+            log_prob(process, prior, xs, steps=steps)
     with pytest.raises(ValueError, match="the paths carry none"):
         rtbjax.log_prob(process, posterior, xs)
     for widen in (-1.0, np.nan):

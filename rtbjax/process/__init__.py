@@ -30,7 +30,8 @@ class Process:
       forward: ``(keys[B], xs[i + 1], i, cond) -> xs[i]``, one step of noising.
       marginal: ``(keys[B], x0, i, cond) -> xs[i]`` directly from data.
       denoise: ``(output, xs[i], i) -> x0``, the network's estimate of the data.
-      target: ``(x0, xs[i], i) -> Kernel``, the law of ``xs[i + 1]`` if the data were known: that of a perfect denoiser.
+      target: ``(x0, xs[i], i) -> Kernel``, the law of ``xs[i + 1]`` that a perfect denoiser, which knows the data,
+        would give it: with the step's own std, which need not be that of noised data.
     """
 
     num_steps: int
@@ -54,10 +55,11 @@ def split_output(output: Any, x: Array) -> tuple[Array, Array, Array]:
       ValueError: the value or the score is not of the shape of ``x[B, E*]``, to which it would be broadcast, or the
         change of the std has other axes.
     """
-    score, factor = jnp.float32(0.0), jnp.float32(1.0)
     if isinstance(output, Steered):
         check_shape("The network's score", output.score, x.shape)
-        output, score = output.output, output.score.astype(jnp.float32)
+        value, factor, score = split_output(output.output, x)
+        return value, factor, score + output.score.astype(jnp.float32)
+    score, factor = jnp.float32(0.0), jnp.float32(1.0)
     if isinstance(output, LearnedStd):
         shape = output.log_std.shape
         if shape and (len(shape) != x.ndim or any(a not in (1, b) for a, b in zip(shape, x.shape, strict=True))):

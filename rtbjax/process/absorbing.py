@@ -68,8 +68,10 @@ def absorbing(
         if head == "mdlm":
             stay = jnp.broadcast_to(log_keep[i], output.shape[:-1])
         else:
-            # An uncalibrated score may claim more than all the mass; the law below renormalises.
-            stay = jnp.log(jnp.maximum(1.0 - jnp.sum(jnp.exp(tokens), axis=-1), 1e-20))
+            # An uncalibrated score may claim more than all the mass; the law below renormalises. Cut where a token
+            # alone does: the gradient of an exponential that overflows is NaN.
+            claimed = jnp.sum(jnp.exp(jnp.minimum(tokens, 0.0)), axis=-1)
+            stay = jnp.log(jnp.maximum(1.0 - claimed, 1e-20))
         # The last step must reveal: the mask class is excluded, in sampling and in scoring alike.
         stay = jnp.where(i == last, -jnp.inf, stay)
         return jax.nn.log_softmax(jnp.concatenate([tokens, stay[..., None]], axis=-1), axis=-1)

@@ -91,7 +91,8 @@ def base() -> ConfigDict:
     config.posterior = ConfigDict()
     config.posterior.kind = "full"
     config.posterior.learn_variance = False
-    config.posterior.strength = 1.0  # Of guidance.
+    config.posterior.strength = 1.0  # Of guidance that is not trained.
+    config.posterior.num_samples = 10  # Of loss_guidance.
     config.posterior.start = ""  # final_params.safetensors of a finished run to start from; "": from the prior.
 
     # Runs to put side by side: {name: {field: value}}, each a variation of this config.

@@ -23,9 +23,11 @@ are configured here a day for ten classes and three seeds on two free cores, by 
     --config.table.labels="('7',)" --config.table.seeds="(0,)" --config.table.methods="('rtb', 'dpok')"
 
 Expected: see docs/results/mnist.md and, of the table, vision.md there. Labels: 0..9, even, odd. One posterior for many
-labels, which it is told, the digits (or --config.reward.label=parity, or digits_and_parity), by
+labels, which it is told, by
 
-    python experiments/run.py --config=configs/mnist.py:conditional          hours, not measured
+    python experiments/run.py --config=configs/mnist.py:conditional          the digits; hours, not measured
+
+with --config.reward.label=digits_and_parity, or =parity --config.objective.group=30 (paths of each label in a batch).
 """
 
 from configs.base import base, check_variant, regression
@@ -63,7 +65,6 @@ def get_config(variant: str = ""):
     )
     config.steer.learning_rate = 1e-2
     config.steer.strength = 1.5
-    config.posterior.num_samples = 10  # Of loss_guidance.
     config.posterior.rank = 8
     config.posterior.select = "kernel"
     config.posterior.network = {"patch": 2, "channels": (16, 64), "num_blocks": (1, 1)}

@@ -140,11 +140,10 @@ def uncertified(selected: selection.Selected, known: Exact, why: str) -> dict[st
     """What ``summary.json`` has in place of the certificate of samples without weights: null but for log Z, and why."""
     (reference,) = known.log_z
     none: dict[str, Any] = {field.name: None for field in dataclasses.fields(Certificate)}
-    if selected.log_z is not None and len(selected.log_z) == 1:
-        none["log_z_is"] = float(selected.log_z[0])
-    elif selected.log_z is not None:
-        estimate = certificate.from_prior(selected.log_z)
-        none |= {"log_z_is": estimate.log_z, "log_z_is_ci": estimate.interval}
+    if selected.log_z is not None:
+        none["log_z_is"] = float(np.logaddexp.reduce(selected.log_z) - np.log(len(selected.log_z)))
+        if len(selected.log_z) >= certificate.MIN_PATHS:  # Of fewer systems a 95 % interval would hold less often.
+            none["log_z_is_ci"] = certificate.from_prior(selected.log_z).interval
     if reference is None:
         return none | {"reason": why}
     return none | {

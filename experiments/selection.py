@@ -15,11 +15,9 @@ from ml_collections import ConfigDict
 from experiments import hosts
 from experiments.domains.base import Domain, log_reward, rewarded
 from experiments.errors import ConfigError
-from experiments.settings import one_of
 from rtbjax import Policy, smc
 from rtbjax.train import make_rollout
 
-SAMPLERS = ("paths", "best_of", "smc", "smc_posterior")
 WHY_UNCERTIFIED = {
     "best_of": "the best of several prior samples have no importance weights",
     "smc": "particles that were drawn anew have no importance weights of their own",
@@ -45,20 +43,13 @@ def check(config: ConfigDict, domain: Domain) -> None:
     """Checks the sampler against the domain.
 
     Raises:
-      ConfigError: an unknown one, sizes that do not fit, one that selects where there are many posteriors, or particles
-        for a reward outside JAX.
+      ConfigError: one that selects where there are many posteriors, or particles for a reward outside JAX.
     """
-    one_of(config, "eval.sampler", SAMPLERS)
-    settings = config.eval
-    if settings.sampler == "paths":
+    if config.eval.sampler == "paths":
         return
     if domain.conditions is not None:
         raise ConfigError("config.eval.sampler must be paths: this domain has conditions.")
-    if settings.sampler == "best_of" and settings.batch_size % settings.best_of:
-        raise ConfigError(
-            f"config.eval.best_of must divide config.eval.batch_size={settings.batch_size}, got {settings.best_of}."
-        )
-    if settings.sampler != "best_of":
+    if config.eval.sampler != "best_of":
         _check_traceable(config, domain)
 
 

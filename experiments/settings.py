@@ -96,6 +96,7 @@ _POSITIVE = (
     "process.diffusion",
     *_of_each("learning_rate"),
 )
+SAMPLERS = ("paths", "best_of", "smc", "smc_posterior")  # See `experiments.selection`.
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # As networks take it: None is that of their inputs.
 
 
@@ -135,6 +136,7 @@ def check(config: ConfigDict) -> None:
     one_of(config, "objective.log_z", ("vargrad", "learned", "conditional"))
     _check_steps(config)
     _check_objective(config)
+    _check_sampler(config)
     batches.check(config)
 
 
@@ -176,6 +178,13 @@ def _check_objective(config: ConfigDict) -> None:
             )
 
 
+def _check_sampler(config: ConfigDict) -> None:
+    one_of(config, "eval.sampler", SAMPLERS)
+    batch, best_of = config.eval.batch_size, config.eval.best_of
+    if config.eval.sampler == "best_of" and batch % best_of:
+        raise ConfigError(f"config.eval.best_of must divide config.eval.batch_size={batch}, got {best_of}.")
+
+
 def other_precision(config: ConfigDict) -> tuple:
     """What a fingerprint needs to know of the precision: nothing if it is float32."""
     return () if config.precision == "float32" else (config.precision,)
@@ -214,6 +223,15 @@ def no_training(config: ConfigDict) -> None:
     """Raises a ConfigError if a posterior without parameters is to be trained."""
     if config.train.steps:
         raise ConfigError(f"config.train.steps must be 0: posterior.kind={config.posterior.kind} has nothing to train.")
+
+
+def no_strength(config: ConfigDict) -> None:
+    """Raises a ConfigError if a strength is asked of a posterior that is no guide."""
+    if config.posterior.strength != 1.0:
+        raise ConfigError(
+            f"config.posterior.strength must be 1: posterior.kind={config.posterior.kind} has no use for it, got "
+            f"{config.posterior.strength}."
+        )
 
 
 def data_unread(config: ConfigDict) -> None:

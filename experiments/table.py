@@ -53,7 +53,8 @@ def chosen(config: ConfigDict) -> list[Method]:
     """The methods of ``table.runs`` that ``table.methods`` names, all if it is empty.
 
     Raises:
-      ConfigError: it names one that does not exist, or not the one that another starts from; or nothing is to be run.
+      ConfigError: it names one that does not exist, or not the one that another starts from; or nothing is to be run,
+        or a seed is no whole number.
     """
     methods = [Method(name, title, after, tuple(changes)) for name, title, after, changes in config.table.runs]
     names = [method.name for method in methods]
@@ -68,6 +69,9 @@ def chosen(config: ConfigDict) -> list[Method]:
     for field in ("labels", "seeds"):
         if not settings.get(config, f"table.{field}"):
             raise ConfigError(f"config.table.{field} must not be empty.")
+    for seed in config.table.seeds:
+        if not isinstance(seed, int):
+            raise ConfigError(f"config.table.seeds must be whole numbers, got {seed!r}.")
     return kept
 
 

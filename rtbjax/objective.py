@@ -182,9 +182,9 @@ def loss(
     check_params(params)
     if trajectory.log_reward is None:
         raise ValueError("The trajectory has no log_reward: set it with trajectory._replace(log_reward=...).")
-    trajectory = trajectory._replace(log_reward=jnp.asarray(trajectory.log_reward))
-    check_shape("log_reward", trajectory.log_reward, (trajectory.xs.shape[1],))
-    if trajectory.log_reward.dtype == jnp.bool_:
+    log_reward = jnp.asarray(trajectory.log_reward)
+    check_shape("log_reward", log_reward, (trajectory.xs.shape[1],))
+    if log_reward.dtype == jnp.bool_:
         raise ValueError("log_reward holds truth values, not log r: jnp.where(allowed, 0.0, floor) makes a constraint.")
     log_ratio = path_log_ratio(
         params["policy"],
@@ -195,9 +195,9 @@ def loss(
         key=key,
         chunk=chunk,
     )
-    gap = jax.lax.stop_gradient(log_ratio + beta * trajectory.log_reward)
+    gap = jax.lax.stop_gradient(log_ratio + beta * log_reward)
     estimate = partition.log_z_per_path(log_z, params, gap, trajectory.cond, group, axis_name)
-    per_path = losses.rtb(log_ratio, trajectory.log_reward, estimate, beta=beta, cutoff=cutoff)
+    per_path = losses.rtb(log_ratio, log_reward, estimate, beta=beta, cutoff=cutoff)
     return jnp.mean(per_path), LossInfo(gap, jax.lax.stop_gradient(estimate))
 
 

@@ -148,8 +148,8 @@ def standalone(prior: Policy, posterior: Policy) -> Policy:
         return posterior
 
     def apply_fn(params, x, t, cond):
-        output = prior.replace(params=params["prior"])(x, t, cond)
-        return posterior.replace(params=params["posterior"])(x, t, cond, look(output, x, t, cond))
+        output = Policy(params["prior"], prior.apply_fn)(x, t, cond)
+        return Policy(params["posterior"], posterior.apply_fn)(x, t, cond, look(output, x, t, cond))
 
     return Policy({"prior": prior.params, "posterior": posterior.params}, apply_fn)
 

@@ -189,8 +189,9 @@ def make_update(
         batch = trajectory.xs.shape[1]
         check_divides(batch, mesh)
         if trajectory.log_reward is not None:
-            trajectory = trajectory._replace(log_reward=jnp.asarray(trajectory.log_reward))
-            check_shape("log_reward", trajectory.log_reward, (batch,))
+            log_reward = jnp.asarray(trajectory.log_reward)
+            check_shape("log_reward", log_reward, (batch,))
+            trajectory = trajectory._replace(log_reward=log_reward)
         for leaf in jax.tree.leaves(trajectory.cond):
             if jnp.shape(leaf)[:1] != (batch,):
                 raise ValueError(f"Conditions need a leading axis of {batch}, the paths, got shape {jnp.shape(leaf)}.")

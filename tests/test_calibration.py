@@ -64,6 +64,28 @@ def test_ties_are_broken_evenly_and_places_fill_their_cells():
     assert 0.0 <= low.min() and low.max() <= 0.25 and scipy.stats.kstest(4 * low, "uniform").pvalue > 0.01
 
 
+@pytest.mark.parametrize(
+    "truth, samples, references, message",
+    [
+        ((8, 2), (8, 5, 2), (1, 2), r"references must have shape \(8, 2\), got \(1, 2\)"),
+        ((8, 2), (7, 5, 2), (8, 2), r"samples must have shape \(8, n, 2\), got \(7, 5, 2\)"),
+        ((8,), (8, 5, 2), (8, 2), r"truth must have shape \(N, d\), got \(8,\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_and_not_broadcast(truth, samples, references, message):
+    with pytest.raises(ValueError, match=message):
+        calibration.tarp(np.zeros(truth), np.zeros(samples), np.zeros(references))
+
+
+def test_numbers_that_are_not_finite_have_no_place():
+    with pytest.raises(ValueError, match=r"truth must have shape \(N,\), got \(8, 1\)"):
+        calibration.ranks(np.zeros((8, 1)), np.zeros((8, 8)))
+    with pytest.raises(ValueError, match="samples must be finite numbers, and 8 are not"):
+        calibration.ranks(np.zeros(8), np.where(np.arange(8)[:, None] % 2, 0.0, np.nan) * np.ones((8, 2)))
+    with pytest.raises(ValueError, match="truth must be finite numbers, and 16 are not"):
+        calibration.tarp(np.full((8, 2), np.nan), np.zeros((8, 3, 2)), np.zeros((8, 2)))
+
+
 def test_coverage_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one truth"):
         calibration.coverage(np.zeros(0))

@@ -10,11 +10,12 @@ from check_workdir import problems
 from safetensors.numpy import save_file
 from shrunk import changed
 
+from configs import cifar10, mnist
 from configs.mnist import get_config
-from experiments import data, run, weights
+from experiments import data, run, settings, weights
 from experiments.domains import images
 from experiments.errors import ConfigError
-from experiments.images import networks, rewards, training
+from experiments.images import evaluation, networks, posteriors, rewards, training
 from rtbjax import rollout
 from rtbjax.train import make_rollout
 
@@ -189,6 +190,59 @@ def test_a_value_of_r_does_not_steer_a_power_of_r():
 def test_guidance_has_nothing_to_train():
     with pytest.raises(ConfigError, match="train.steps must be 0: posterior.kind=loss_guidance has nothing to train"):
         images.build(changed(get_config(), posterior__kind="loss_guidance"))
+
+
+@pytest.mark.parametrize("kind", posteriors.KINDS)
+def test_every_kind_is_built_of_either_set(kind):
+    for file in (mnist, cifar10):
+        config = changed(file.get_config("smoke"), devices=1, posterior__kind=kind, steer__steps=0)
+        config = changed(config, **({"train__steps": 0} if kind in posteriors.GUIDED else {}))
+        if kind == "value_guided" and file is cifar10:  # No value of pictures is shipped.
+            with pytest.raises(weights.WeightsError, match="pretrain.what=value"):
+                images.build(config)
+        else:
+            assert images.build(config).posterior.look is not None or kind in ("full", "lora")
+
+
+def test_strength_is_of_guides_alone():
+    images.check(changed(get_config(), posterior__kind="posterior_sampling", posterior__strength=2.0, train__steps=0))
+    with pytest.raises(ConfigError, match="posterior.strength must be 1: posterior.kind=value_guided has no use"):
+        images.check(changed(get_config(), posterior__strength=2.0))
+
+
+@pytest.mark.parametrize("label, group", [("digits", 6), ("digits_and_parity", 6), ("parity", 30)])
+def test_the_labels_that_the_header_names_share_a_posterior(label, group):
+    config = changed(mnist.get_config("conditional"), reward__label=label, objective__group=group)
+    settings.check(config)
+    images.check(config)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prior__network__patch": 3}, r"config.prior.network: Image sides \(28, 28\) do not divide by 6"),
+        (
+            {"prior__network__channels": (32,)},
+            "prior.network: channels and num_blocks must be as many, got 1 and 2",
+        ),
+        ({"process__spacing": "foo"}, "config.process.spacing must be one of leading"),
+        ({"process__num_steps": 2000, "pretrain__what": "value"}, "1000"),
+    ],
+)
+def test_what_cannot_be_pretrained_is_one_sentence(changes, message, digits, tmp_path):
+    config = changed(get_config("smoke"), data__path=str(digits), **changes)
+    with pytest.raises(ConfigError, match=message):
+        images.pretrain(config, tmp_path)
+
+
+def test_every_label_has_rows_of_its_own_in_the_picture():
+    few = np.ones((3, *networks.shape(get_config())), np.float32)
+    assert evaluation.row(few).shape[0] == evaluation.IN_ROW
+    side = networks.shape(get_config())[0]
+    grid = evaluation.grid(np.concatenate([evaluation.row(few), evaluation.row(few)]))
+    assert grid.shape[0] == 2 * side
+    for line in (grid[:side], grid[side:]):
+        assert (line[:, : 3 * side] == 1.0).all() and (line[:, 3 * side :] == -1.0).all()
 
 
 def test_the_shipped_weights_say_what_they_were_trained_on_and_are_small():

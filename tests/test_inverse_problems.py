@@ -1,5 +1,7 @@
 """The domain of inverse problems: what is asked, what is refused, what the evaluation says, and whole runs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,7 @@ def test_a_measurement_of_ones_own_has_no_truth(tmp_path):
         (dict(reward__noise=0.0), "reward.noise must be positive, got 0.0"),
         (dict(reward__box=(20, 0, 14, 28)), r"within the 28 x 28 pixels, got \(20, 0, 14, 28\)"),
         (dict(reward__box=(0, 0, 28, 28)), "at least one pixel"),
+        (dict(reward__box=("a", 0, 14, 28)), r"within the 28 x 28 pixels, got \('a', 0, 14, 28\)"),
         (dict(reward__operator="super_resolution", reward__factor=5), "divide the sides 28 and 28"),
         (dict(reward__index=64), r"index must lie in 0..63 for 1 of 64 images \(samples of the prior\), got 64"),
         (dict(reward__problems=3), "both be 0, for one measurement, or both at least 1, got 3 and 0"),
@@ -86,6 +89,10 @@ def test_only_guides_are_trained_and_a_comparison_needs_a_strength():
         domain.build(changed(get_config("smoke"), eval__dps_strength=0.0))
     with pytest.raises(ConfigError, match="objective.beta must be 1: tempering a measurement is another reward.noise"):
         domain.build(changed(get_config("smoke"), objective__beta=0.5))
+    with pytest.raises(ConfigError, match="posterior.strength must be 1: posterior.kind=guided has no use for it"):
+        domain.build(changed(get_config("smoke"), posterior__strength=2.0))
+    with pytest.raises(ConfigError, match="data.path=none.npz: there is no such file"):
+        domain.build(changed(get_config("smoke"), data__path="none.npz", reward__truth="prior"))
 
 
 class Pixels:
@@ -98,7 +105,8 @@ class Pixels:
         seen[:2] = True
         truth = rng.normal(size=(count, 4, 4, 1)).astype(np.float32)
         y = (truth + noise * rng.normal(size=truth.shape)) * seen
-        self.problems = Problems(inverse.inpainting(seen), noise, jnp.asarray(y, jnp.float32), truth, "normal")
+        measured = jnp.asarray(y, jnp.float32)
+        self.problems = Problems(inverse.inpainting(seen), noise, measured, truth, "normal", of_prior=True)
         gain = seen / (1.0 + noise**2)
         self.mean, self.std = gain * y, np.sqrt(1.0 - gain)
 
@@ -126,6 +134,17 @@ def test_the_evaluation_knows_the_exact_posterior_from_one_that_is_too_sure():
     for test in ("tarp", "ranks"):
         assert found["calibration"]["rtb"][test]["p_value"] > 0.02
         assert found["calibration"]["dps"][test]["p_value"] < 1e-3
+
+
+def test_of_truths_that_are_not_the_prior_s_there_is_no_calibration():
+    """The exact posteriors under the prior do not cover others as often as they should."""
+    pixels = Pixels(count=8)
+    samples = {"prior": pixels.prior(), "rtb": pixels.posterior()}
+    assert "calibration" in Evaluation(pixels.problems).metrics(samples)
+    assert "calibration" not in Evaluation(dataclasses.replace(pixels.problems, of_prior=False)).metrics(samples)
+    for truth in ("prior", "data"):
+        made = problem.make(changed(get_config("smoke"), reward__truth=truth), SHAPE, TRUTHS)
+        assert made.of_prior == (truth == "prior")
 
 
 def test_of_one_problem_there_is_no_calibration_and_without_a_truth_no_error(tmp_path):

@@ -73,19 +73,25 @@ def test_selected_samples_have_no_certificate_and_say_why(sampler, tmp_path):
     if sampler == "best_of":
         assert certificate["log_z_is"] is None and certificate["log_z_is_ci"] is None
     else:
-        assert abs(certificate["log_z_is"] - CHAIN.log_z) < 0.15
-        low, high = certificate["log_z_is_ci"]
-        assert low < certificate["log_z_is"] < high
+        assert abs(certificate["log_z_is"] - CHAIN.log_z) < 0.15 and certificate["log_z_is_ci"] is None
     assert written["seconds"].keys() == {"total", "sample", "prior_sample"}
     with np.load(tmp_path / "samples.npz") as file:
         assert "log_weight" not in file and file["x"].shape == (900, 2)
 
 
-def test_a_single_particle_system_has_no_interval():
+def test_few_particle_systems_have_no_interval_and_many_have_one_that_holds():
+    """Of log-normal estimates of Z = 1, in 95 of a hundred repetitions, give or take what 400 of them tell."""
     reference = exact.Exact(np.zeros((1, 0, 2)), (Estimate(1.0, (0.9, 1.1), "prior"),))
-    alone = selection.Selected(np.zeros((4, 2)), np.zeros(4), np.asarray([0.7]), 1.0)
-    found = evaluate.uncertified(alone, reference, "why")
-    assert found["log_z_is"] == 0.7 and found["log_z_is_ci"] is None and found["log_z_reference"] == 1.0
+
+    def of(log_z):
+        return evaluate.uncertified(selection.Selected(np.zeros((4, 2)), np.zeros(4), log_z, 1.0), reference, "why")
+
+    alone = of(np.asarray([0.7]))
+    assert alone["log_z_is"] == 0.7 and alone["log_z_is_ci"] is None and alone["log_z_reference"] == 1.0
+    drawn = 0.1 * np.random.default_rng(0).normal(size=(400, 30)) - 0.005
+    assert of(drawn[0][:24])["log_z_is_ci"] is None
+    held = [low < 0.0 < high for low, high in (of(log_z)["log_z_is_ci"] for log_z in drawn)]
+    assert 0.9 < np.mean(held) < 0.98
 
 
 def test_a_reward_too_rare_for_exact_samples_is_known_long_before_the_last_batch(tmp_path):
@@ -112,18 +118,8 @@ def test_particles_are_refused_a_reward_outside_jax_which_best_of_can_ask(sample
     selection.check(config(eval__sampler="best_of"), here)
 
 
-@pytest.mark.parametrize(
-    "changes, fields, message",
-    [
-        (dict(eval__sampler="mcmc"), {}, "must be one of paths, best_of, smc, smc_posterior, got 'mcmc'"),
-        (dict(eval__sampler="best_of", eval__best_of=7), {}, "best_of must divide config.eval.batch_size=1000, got 7"),
-        (
-            dict(eval__sampler="smc"),
-            dict(conditions=Conditions(jax.numpy.arange(2), jax.numpy.arange(2), ("a", "b"))),
-            "must be paths: this domain has conditions",
-        ),
-    ],
-)
-def test_a_sampler_that_does_not_fit_is_refused(changes, fields, message):
-    with pytest.raises(ConfigError, match=message):
-        selection.check(config(**changes), domain(**fields))
+def test_a_sampler_that_does_not_fit_is_refused():
+    """Here by the domain; by its name and its sizes before (tests/test_settings.py)."""
+    many = domain(conditions=Conditions(jax.numpy.arange(2), jax.numpy.arange(2), ("a", "b")))
+    with pytest.raises(ConfigError, match="must be paths: this domain has conditions"):
+        selection.check(config(eval__sampler="smc"), many)

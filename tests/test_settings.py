@@ -32,6 +32,8 @@ def config(tmp_path):
     [
         (dict(objective__grad_steps=101), r"grad_steps must be None or lie in 1..10"),
         (dict(objective__chunk=3), "chunk must divide the 10 steps"),
+        (dict(eval__sampler="mcmc"), "eval.sampler must be one of paths, best_of, smc, smc_posterior, got 'mcmc'"),
+        (dict(eval__sampler="best_of", eval__best_of=7), "eval.best_of must divide config.eval.batch_size=.*, got 7"),
         (dict(objective__log_z="exact"), "vargrad, learned, conditional"),
         (dict(objective__loss="ppo"), "rtb, reinforce"),
         (dict(objective__alpha=-1.0), "objective.alpha must be at least 0"),

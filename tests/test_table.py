@@ -188,7 +188,10 @@ def test_the_mean_and_its_two_spreads_by_hand():
         (dict(table__labels=("3", "ten")), "config.reward.label must be 0..9, .* got 'ten'"),
         (dict(table__labels=()), "config.table.labels must not be empty"),
         (dict(eval__particles=1), "config.eval.particles must be at least 2"),
+        (dict(eval__batch_size=128), "config.eval.best_of must divide config.eval.batch_size=128, got 10"),
         (dict(behaviour__accepted=0.5, table__methods=("ddpo",)), "ddpo is a policy gradient"),
+        (dict(table__seeds=("0",)), "config.table.seeds must be whole numbers, got '0'"),
+        (dict(table__seeds=(0.5,)), "config.table.seeds must be whole numbers, got 0.5"),
     ],
 )
 def test_a_table_that_cannot_be_run_is_refused_before_anything_is(changes, message, tmp_path):

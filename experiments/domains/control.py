@@ -23,7 +23,7 @@ from experiments.domains.base import Conditions, Domain, Samples
 from experiments.errors import ConfigError
 from experiments.plots import plt, save
 from experiments.pretrain import fit
-from experiments.settings import get, no_warm_start, one_of
+from experiments.settings import get, no_strength, no_warm_start, one_of
 from experiments.streams import stream
 from rtbjax import Policy, Process, posterior
 from rtbjax.nets.mlp import PISNet, TimeEmbedding
@@ -99,6 +99,7 @@ def check(config: ConfigDict) -> None:
     one_of(config, "posterior.kind", ("correction", "full", "lora"))
     one_of(config, "precision", ("float32",))
     no_warm_start(config)
+    no_strength(config)
     for name in POSITIVE:
         if not get(config, name) > 0:
             raise ConfigError(f"config.{name} must be positive, got {get(config, name)}.")

@@ -12,7 +12,15 @@ from experiments import hosts, weights
 from experiments.domains.base import Domain, Samples
 from experiments.plots import one_panel_each
 from experiments.pretrain import fit
-from experiments.settings import PRECISIONS, data_unread, no_training, no_warm_start, one_of, other_precision
+from experiments.settings import (
+    PRECISIONS,
+    data_unread,
+    no_strength,
+    no_training,
+    no_warm_start,
+    one_of,
+    other_precision,
+)
 from experiments.streams import stream
 from rtbjax import Policy, denoising_loss, guidance
 from rtbjax.metrics.distances import sliced_w2, total_variation
@@ -74,6 +82,8 @@ def build(config: ConfigDict) -> Domain:
     no_warm_start(config)
     if config.posterior.kind == "classifier_guidance":
         no_training(config)
+    else:
+        no_strength(config)
     data_unread(config)
     net = network(config)
     process = brownian_bridge(config.process.num_steps, config.process.diffusion)

@@ -10,14 +10,13 @@ from experiments.domains.base import Domain, named
 from experiments.errors import ConfigError
 from experiments.images import networks, posteriors, rewards, training
 from experiments.images.evaluation import Evaluation, plot
-from experiments.settings import data_unread, no_training, no_warm_start, one_of, other_precision
+from experiments.settings import data_unread, no_strength, no_training, no_warm_start, one_of, other_precision
 
 
 def check(config: ConfigDict) -> None:
     """Raises a ConfigError on a field of this domain that is not allowed."""
     one_of(config, "posterior.kind", posteriors.KINDS)
-    one_of(config, "process.spacing", ("leading", "trailing", "linspace", "log_snr"))
-    one_of(config, "process.variance", ("fixed_large", "fixed_small"))
+    networks.check_process(config)
     data_unread(config)
     count, kind = len(rewards.labels(config)), config.posterior.kind
     batches.check_group(config, count if count > 1 else 0)
@@ -25,6 +24,8 @@ def check(config: ConfigDict) -> None:
         one_of(config, "posterior.kind", posteriors.CONDITIONAL)
     if kind in posteriors.GUIDED:
         no_training(config)
+    else:
+        no_strength(config)
     if kind not in posteriors.STEERED:
         no_warm_start(config, f"config.posterior.kind={kind} does not follow a value")
     if config.steer.steps and config.objective.beta != 1.0:
@@ -88,4 +89,5 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
       WeightsError: see `training.train`.
     """
     one_of(config, "pretrain.what", ("prior", "reward", "value"))
+    networks.check_process(config)
     training.train(config, config.pretrain.what, workdir)

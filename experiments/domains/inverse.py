@@ -5,6 +5,8 @@ The posterior starts as a guide, whose gradient of the likelihood goes through t
 learn the step variances. Many measurements can share one posterior, which is told y by the guide alone.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from experiments.images import networks, posteriors
 from experiments.inverse import problem
 from experiments.inverse.evaluation import Evaluation
 from experiments.inverse.problem import Problems
-from experiments.settings import no_warm_start, one_of, other_precision
+from experiments.settings import data_unread, no_strength, no_warm_start, one_of, other_precision
 from experiments.streams import stream
 from rtbjax import Policy, Process, guidance, inverse, posterior, rollout
 
@@ -32,6 +34,9 @@ def build(config: ConfigDict) -> Domain:
     """
     one_of(config, "posterior.kind", ("guided",))
     no_warm_start(config)
+    no_strength(config)
+    if config.reward.truth == "prior" or config.reward.measurement:
+        data_unread(config)
     if not 0.0 < config.eval.dps_strength < float("inf"):
         raise ConfigError(f"config.eval.dps_strength must be positive, got {config.eval.dps_strength}.")
     if config.objective.beta != 1.0:
@@ -95,7 +100,7 @@ def split(config: ConfigDict, problems: Problems) -> tuple[Problems, Problems]:
     assert truth is not None
 
     def part(chosen: slice) -> Problems:
-        return Problems(problems.operator, problems.noise, problems.y[chosen], truth[chosen], problems.source)
+        return dataclasses.replace(problems, y=problems.y[chosen], truth=truth[chosen])
 
     return part(slice(None, first)), part(slice(first, None))
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments import weights
 from experiments.domains.base import Conditions, Domain, rows
 from experiments.errors import ConfigError
-from experiments.settings import no_warm_start, one_of, patience
+from experiments.settings import no_strength, no_warm_start, one_of, patience
 from experiments.stories import (
     baselines,
     corpus,
@@ -45,6 +45,7 @@ def check(config: ConfigDict) -> None:
     one_of(config, "process.reveals", ("one_by_one", "independent", "left_to_right"))
     one_of(config, "precision", ("float32",))
     no_warm_start(config)
+    no_strength(config)
     if config.process.reveals == "left_to_right" and config.behaviour.noised:
         raise ConfigError(
             "config.behaviour.noised must be 0 for config.process.reveals=left_to_right: a middle that is no single "

@@ -18,7 +18,16 @@ from ml_collections import ConfigDict
 from experiments import data, functions, hosts, weights
 from experiments.domains.base import Domain, named
 from experiments.errors import ConfigError, checking
-from experiments.settings import PRECISIONS, data_unread, get, no_warm_start, one_of, other_precision, patience
+from experiments.settings import (
+    PRECISIONS,
+    data_unread,
+    get,
+    no_strength,
+    no_warm_start,
+    one_of,
+    other_precision,
+    patience,
+)
 from experiments.streams import stream
 from experiments.text_to_image import contrastive, hosted, rewards, training
 from experiments.text_to_image.evaluation import Evaluation
@@ -54,6 +63,7 @@ def check(config: ConfigDict) -> None:
     """Raises a ConfigError on a field of this domain that is not allowed."""
     one_of(config, "posterior.kind", ("lora",))
     no_warm_start(config)
+    no_strength(config)
     terms = config.reward.terms
     for name in terms:
         if not 0.0 <= terms[name] < float("inf"):

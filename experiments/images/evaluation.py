@@ -75,16 +75,22 @@ def plot(path: Path, panels: Samples) -> None:
     """
 
     def draw(axis, x):
-        first = x[: IN_ROW**2] if x.ndim == 4 else np.concatenate([of_one[:IN_ROW] for of_one in x])
+        first = x[: IN_ROW**2] if x.ndim == 4 else np.concatenate([row(of_one) for of_one in x])
         axis.imshow(0.5 + 0.5 * np.clip(grid(first), -1.0, 1.0), cmap="gray", vmin=0, vmax=1)
         axis.axis("off")
 
     one_panel_each(path, panels, draw, size=(4.5, 4.8))
 
 
+def row(x: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "R H W C"]:
+    """The first `IN_ROW` images, or what there are and black ones."""
+    blank = np.full((max(IN_ROW - len(x), 0), *x.shape[1:]), -1.0, x.dtype)
+    return np.concatenate([x[:IN_ROW], blank])
+
+
 def grid(x: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "h w C"]:
     """One image of rows of `IN_ROW`, padded with black."""
-    rows = -(-len(x) // IN_ROW)
-    x = np.concatenate([x, np.full((rows * IN_ROW - len(x), *x.shape[1:]), -1.0, x.dtype)])
+    x = np.concatenate([row(x[start : start + IN_ROW]) for start in range(0, len(x), IN_ROW)])
+    rows = len(x) // IN_ROW
     h, w, c = x.shape[1:]
     return x.reshape(rows, IN_ROW, h, w, c).swapaxes(1, 2).reshape(rows * h, IN_ROW * w, c)

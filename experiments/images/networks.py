@@ -116,6 +116,12 @@ def make_schedule(config: ConfigDict, num_steps: int | None = None) -> schedules
     return schedules.respace(schedules.cosine_alpha_bar(), steps, config.process.spacing)
 
 
+def check_process(config: ConfigDict) -> None:
+    """Raises a ConfigError unless spacing and variance are among those there are."""
+    one_of(config, "process.spacing", ("leading", "trailing", "linspace", "log_snr"))
+    one_of(config, "process.variance", ("fixed_large", "fixed_small"))
+
+
 def make_process(config: ConfigDict, num_steps: int | None = None) -> Process:
     """The config's chain, or one like it of another length."""
     p = config.process

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from experiments import data, hosts, noising, weights
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, checking
 from experiments.images import networks
 from experiments.pretrain import fit
 from experiments.streams import stream
@@ -171,17 +171,21 @@ def train(config: ConfigDict, what: str, workdir: Path) -> None:
     x, t = images[:1], jnp.float32(0.0)
     if what == "prior":
         net = networks.make_unet(config)
-        params = net.init(init_key, x, t)["params"]
+        with checking("prior.network"):
+            params = net.init(init_key, x, t)["params"]
         loss, source = prior_loss(net, settings.batch_size, known.mirrors), images
     elif what == "reward":
         net = networks.make_classifier(config)
-        params = net.init(init_key, x)["params"]
+        with checking("reward.network"):
+            params = net.init(init_key, x)["params"]
         loss, source = classifier_loss(net, settings.batch_size, known.mirrors), (images, labels)
     else:
-        net = NoisyClassifier(**config.prior.network)
-        params = from_denoiser(net.init(init_key, x, t)["params"], networks.load_unet(config)[1])
-        loss = value_loss(net, networks.make_process(config, VALUE_LEVELS), settings.batch_size)
-        source = value_data(config, images, data_key)
+        denoiser, net = networks.load_unet(config)[1], NoisyClassifier(**config.prior.network)
+        params = from_denoiser(net.init(init_key, x, t)["params"], denoiser)
+        with checking():
+            process = networks.make_process(config, VALUE_LEVELS)
+            networks.make_process(config)  # That the prior's samples are drawn by.
+        loss, source = value_loss(net, process, settings.batch_size), value_data(config, images, data_key)
     label = f"{config.data.set} {what}"
     params = fit(loss, params, source, settings, key=fit_key, workdir=workdir, label=label)
     if what == "value":

@@ -26,10 +26,10 @@ class Evaluation:
         self._log_r = jax.jit(lambda y, x: inverse.log_likelihood(operator, y[None], x, noise).mean())
 
     def metrics(self, samples: Samples) -> dict[str, Any]:
-        """Of each set; and where there are several problems with known truths, the calibration of all but the prior."""
+        """Of each set; and of several problems whose truths are the prior's, the calibration of all but the prior."""
         sets = {name: self._leading(x) for name, x in samples.items() if name != "exact_again"}
         found: dict[str, Any] = {name: self._of_set(x) for name, x in sets.items()}
-        if self._problems.truth is not None and len(self._problems.y) > 1:
+        if self._problems.of_prior and len(self._problems.y) > 1:
             references = sets["prior"][:, 0]
             # A sample of its own as the reference would rank every truth of the prior too high.
             found["calibration"] = {n: self._calibration(x, references) for n, x in sets.items() if n != "prior"}

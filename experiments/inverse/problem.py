@@ -28,6 +28,7 @@ class Problems:
       y: ``[N, h, w, D]``.
       truth: ``[N, H, W, C]``, or None where it is not known.
       source: of the truths, for ``summary.json``.
+      of_prior: whether the truths are the prior's: of others even the exact posteriors are not calibrated.
     """
 
     operator: inverse.Operator
@@ -35,6 +36,7 @@ class Problems:
     y: Float[Array, "N h w D"]
     truth: Float[np.ndarray, "N H W C"] | None
     source: str
+    of_prior: bool = False
 
 
 def make_operator(config: ConfigDict, shape: tuple[int, int, int]) -> inverse.Operator:
@@ -68,7 +70,8 @@ def seen_outside(box: tuple[int, ...], shape: tuple[int, int, int]) -> np.ndarra
       ConfigError: the box does not lie within the image.
     """
     rows, cols, _ = shape
-    inside = len(box) == 4 and min(box) >= 0 and box[0] + box[2] <= rows and box[1] + box[3] <= cols
+    whole = len(box) == 4 and all(isinstance(side, int) for side in box)
+    inside = whole and min(box) >= 0 and box[0] + box[2] <= rows and box[1] + box[3] <= cols
     if not inside:
         raise ConfigError(
             f"config.reward.box must be (top, left, height, width) within the {rows} x {cols} pixels, got {box}."
@@ -125,7 +128,7 @@ def make(config: ConfigDict, shape: tuple[int, int, int], from_prior: Float[np.n
     exact = operator.measure(jnp.asarray(truth))
     error = jax.random.normal(stream(config.seed, "measurement"), exact.shape)
     y = exact + asked.noise * error * jnp.asarray(operator.measured, jnp.float32)[None]
-    return Problems(operator, asked.noise, y, truth, source)
+    return Problems(operator, asked.noise, y, truth, source, of_prior=asked.truth == "prior")
 
 
 def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:

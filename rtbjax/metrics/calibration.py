@@ -10,6 +10,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from rtbjax.types import check_shape
+
 
 def ranks(
     truth: Float[np.ndarray, " N"], samples: Float[np.ndarray, "N n"], *, seed: int = 0
@@ -17,7 +19,12 @@ def ranks(
     """Simulation-based calibration (Talts et al. 2018): where a truth stands among samples of a scalar, ties by lot.
 
     Too narrow a posterior puts truths at both ends, a biased one at one of them.
+
+    Raises:
+      ValueError: an array of another shape, or with numbers that are not finite.
     """
+    _check("truth", truth, ("N",))
+    _check("samples", samples, (len(truth), "n"))
     return _place((samples < truth[:, None]).sum(axis=1), (samples == truth[:, None]).sum(axis=1), samples, seed)
 
 
@@ -35,10 +42,22 @@ def tarp(
       samples: n of the posterior of each.
       references: points drawn without a look at truth or samples, of the prior for example.
       seed: of the lot that breaks ties.
+
+    Raises:
+      ValueError: an array of another shape, or with numbers that are not finite.
     """
+    _check("truth", truth, ("N", "d"))
+    _check("samples", samples, (len(truth), "n", truth.shape[1]))
+    _check("references", references, truth.shape)
     far = np.linalg.norm(np.asarray(truth, np.float64) - references, axis=-1)[:, None]
     distance = np.linalg.norm(np.asarray(samples, np.float64) - references[:, None], axis=-1)
     return _place((distance < far).sum(axis=1), (distance == far).sum(axis=1), samples, seed)
+
+
+def _check(name: str, array: np.ndarray, shape: tuple[int | str, ...]) -> None:
+    check_shape(name, array, shape)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite numbers, and {np.sum(~np.isfinite(array))} are not.")
 
 
 def _place(below: np.ndarray, ties: np.ndarray, samples: np.ndarray, seed: int) -> Float[np.ndarray, " N"]:

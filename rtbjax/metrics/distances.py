@@ -58,7 +58,8 @@ def classifier_two_sample(x: Float[np.ndarray, "N d"], y: Float[np.ndarray, "M d
 
     By halves, each told by the other, with ``floor(sqrt(n) / 2)`` neighbours of n (odd); coordinates in units of the
     standard deviation of both sets together. The larger set is cut to the size of the smaller one. The standard error
-    where the sets agree is ``0.5 / sqrt(2 N)``.
+    where the sets agree is about ``0.62 / sqrt(2 N)`` (measured, for 2 to 64 coordinates): points are told by each
+    other, and so not independently, which alone would make it ``0.5 / sqrt(2 N)``.
 
     Raises:
       ValueError: fewer than 2 samples of one kind.

@@ -108,6 +108,8 @@ def descend(
         raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
     h = Conv(channels[0], dtype=dtype, name="stem")(_space_to_depth(x, patch))
     grids = []
+    if len(channels) != len(num_blocks):
+        raise ValueError(f"channels and num_blocks must be as many, got {len(channels)} and {len(num_blocks)} levels.")
     for level, (width, depth) in enumerate(zip(channels, num_blocks, strict=True)):
         if level > 0:
             h = nn.Dense(width, dtype=dtype, name=f"shrink_{level}")(_space_to_depth(h, 2))

@@ -58,14 +58,23 @@ def alone(tmp_path_factory):
     return config, steps(config, data_mesh(1))
 
 
+OF_REWARDS = ("log_reward", "priority", "gap")
+
+
 def assert_same(some, others):
-    """To 1e-5 of each array's largest number: log r is a difference of larger ones, which do not all share its sign."""
+    """To 1e-5 of each array's largest number, and what has log r in it to 1e-4.
 
-    def close(a, b):
+    A mode of the mixture has a standard deviation of 0.55, so that log r moves by several times what a state moves by,
+    and of a state of 10 the last digit of float32 is 1e-6.
+    """
+
+    def close(path, a, b):
         largest = np.max(np.abs(b), initial=1.0, where=np.isfinite(b))
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest)
+        name = jax.tree_util.keystr(path)
+        share = 1e-4 if any(of_reward in name for of_reward in OF_REWARDS) else 1e-5
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=share * largest, err_msg=name)
 
-    jax.tree.map(close, some, others)
+    jax.tree.map_with_path(close, some, others)
 
 
 @pytest.mark.parametrize("devices, fsdp", [(2, 1), (8, 1), (8, 4)])

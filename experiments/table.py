@@ -70,7 +70,7 @@ def chosen(config: ConfigDict) -> list[Method]:
         if not settings.get(config, f"table.{field}"):
             raise ConfigError(f"config.table.{field} must not be empty.")
     for seed in config.table.seeds:
-        if not isinstance(seed, int):
+        if type(seed) is not int:
             raise ConfigError(f"config.table.seeds must be whole numbers, got {seed!r}.")
     return kept
 

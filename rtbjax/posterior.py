@@ -141,7 +141,8 @@ def standalone(prior: Policy, posterior: Policy) -> Policy:
 
     Returns:
       A policy without ``look`` and with parameters ``{"prior": ..., "posterior": ...}``, of which every call runs both;
-      a posterior that builds on no prior is returned as it is.
+      a posterior that builds on no prior is returned as it is. `Process.denoise` does not see a score: of a steered or
+      guided one, guides and particles take the first prior's estimate of x0, which makes them worse and not wrong.
     """
     look = posterior.look
     if look is None:
@@ -196,7 +197,7 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
     Args:
       base: a trainable parametrisation.
       head_params: parameters of ``head``.
-      head: ``(params, x, t, cond) -> log_std``, added to the log of the process's std.
+      head: ``(params, x, t, cond) -> log_std``, added to the log of the process's std; broadcasts to ``[B, E*]``.
 
     Returns:
       A policy with parameters ``{"base": ..., "log_std": ...}``.
@@ -204,7 +205,10 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
 
     def apply_fn(params, x, t, cond, *features):
         output = Policy(params["base"], base.apply_fn)(x, t, cond, *features)
-        return _add_log_std(output, head(params["log_std"], x, t, cond))
+        change = head(params["log_std"], x, t, cond)
+        # Of each sample, for what carries outputs along paths: a posterior on top of this one.
+        per_sample = (x.shape[0], *change.shape[1:]) if change.ndim else (x.shape[0], *(1 for _ in x.shape[1:]))
+        return _add_log_std(output, jnp.broadcast_to(change, per_sample))
 
     return Policy({"base": base.params, "log_std": head_params}, apply_fn, base.look)
 

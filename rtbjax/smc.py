@@ -62,16 +62,16 @@ def steer(
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
     count = shape[0]
 
-    def worth_of(name, numbers):
+    def one_each(name, numbers):
         check_shape(name, numbers, (count,))
-        return numbers.astype(jnp.float32)
+        return numbers
 
     def log_r(x0):
-        return beta * worth_of("log_reward", log_reward(x0, cond))
+        return (beta * one_each("log_reward", log_reward(x0, cond))).astype(jnp.float32)
 
     def guess(output, x, i):
         if twist is not None:
-            return worth_of("twist", twist(output, x, i, cond))
+            return one_each("twist", twist(output, x, i, cond)).astype(jnp.float32)
         return log_r(process.denoise(output, x, i))
 
     def propose(key, output, x, i):

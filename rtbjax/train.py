@@ -251,8 +251,10 @@ def make_rollout(process: Process, shape: tuple[int, ...], mesh: Mesh | None = N
 
     def checked(key, prior, posterior=None, cond=None, widen=0.0, look=None, start=None) -> Trajectory:
         check_widen(widen)
-        # Elsewhere than where updates leave them they would be another program's arguments.
-        prior, posterior = jax.device_put((prior, posterior), parameter_shardings((prior, posterior), mesh))
+        if not mesh.is_multi_process:  # There each leaf would be compared over the network.
+            # Elsewhere than where updates leave them they would be another program's arguments.
+            policies = jax.tree.map(jnp.asarray, (prior, posterior))
+            prior, posterior = jax.device_put(policies, parameter_shardings(policies, mesh))
         return run(key, prior, posterior, cond, widen, look, start)
 
     return checked

@@ -192,6 +192,9 @@ def test_prior_and_values_of_other_transitions_are_refused(config, tmp_path):
     own = changed(config, data__path=str(path))
     np.savez(path, **embedded)
     control.build(own)  # By any other name.
+    np.savez(path, **embedded | {"timeouts": np.zeros_like(embedded["timeouts"])})
+    with pytest.raises(weights.WeightsError, match="which are not the transitions"):  # Others have another return.
+        control.build(own)
     actions = embedded["actions"].copy()
     actions[7, 1] = -actions[7, 1]
     np.savez(path, **embedded | {"actions": actions})

@@ -61,7 +61,7 @@ def test_what_is_pretrained_serves_a_run(what, digits, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_value_is_refined_at_the_means_of_the_prior_s_steps_and_on_what_became_of_them(digits):
     config = changed(get_config("smoke"), data__path=str(digits), eval__batch_size=8, pretrain__paths=16)
-    found = training.value_data(config, jnp.zeros((3, 28, 28, 1)), jax.random.key(0))
+    found = training.value_data(config, networks.make_process(config), jnp.zeros((3, 28, 28, 1)), jax.random.key(0))
     process, prior = networks.make_process(config), networks.load_prior(config)
     means, times, probabilities = found.means
     assert means.shape == (2 * 4 * 8, 28, 28, 1)  # Two batches of paths, and every step but the last.

@@ -9,9 +9,11 @@ import pytest
 from oracles import LinearGaussian
 
 import rtbjax
-from rtbjax import lora
+from rtbjax import behaviour, lora
 from rtbjax import posterior as parametrise
 from rtbjax.process import sde
+from rtbjax.sharding import data_mesh
+from rtbjax.train import make_rollout
 from rtbjax.trajectory import log_prob, rollout, score
 from rtbjax.types import LearnedStd, Policy, Steered
 
@@ -95,6 +97,10 @@ def test_starts_exactly_at_the_prior_and_every_part_can_leave_it(make):
         assert np.abs(leaf).max() > 1e-5 or jax.tree_util.keystr(path).endswith("['a']"), path
 
 
+def score_of(params, x, t, cond, output):
+    return x @ params["kernel"]
+
+
 ALONE = PARAMETRISATIONS | {"steered": lambda: parametrise.steered(ZEROS, change)}
 
 
@@ -103,9 +109,7 @@ def test_a_posterior_that_stands_alone_is_the_same_one_and_a_prior_of_the_next(m
     policy = make()
     moved = policy.replace(params=jax.tree.map(lambda p: p + 0.1, policy.params))
     alone = parametrise.standalone(PRIOR, moved)
-    second = parametrise.steered(
-        {"kernel": jnp.full((2, 2), 0.2)}, lambda params, x, t, cond, output: x @ params["kernel"]
-    )
+    second = parametrise.steered({"kernel": jnp.full((2, 2), 0.2)}, score_of)
 
     @jax.jit
     def run(key):
@@ -122,6 +126,26 @@ def test_a_posterior_that_stands_alone_is_the_same_one_and_a_prior_of_the_next(m
         PROCESS.reverse(p(jnp.ones((1, 2)), PROCESS.time(2), None), jnp.ones((1, 2)), 2) for p in (twice, alone)
     )
     np.testing.assert_allclose(law.mean - own.mean, own.std**2 * 0.4 * jnp.ones((1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), ()])
+def test_what_builds_on_learned_variances_carries_them_for_each_sample(shape, key):
+    """Over devices and in batches of several origins."""
+    table = {"log_std": jnp.full((PROCESS.num_steps, *shape), 0.3)}
+
+    def head(table, x, t, cond):
+        number = table["log_std"][PROCESS.step_at(t)]
+        return number[None] if shape else number
+
+    prior = parametrise.standalone(PRIOR, parametrise.learned_std(parametrise.full_copy(PRIOR), table, head))
+    second = parametrise.steered({"kernel": jnp.full((2, 2), 0.2)}, score_of)
+    paths = make_rollout(PROCESS, (8, 2), data_mesh(2))(key, prior, second)._replace(log_reward=jnp.arange(8.0))
+    assert all(leaf.shape[:2] == (5, 8) for leaf in jax.tree.leaves(paths.features))
+    again = behaviour.mix(paths, paths)
+    whole = score(PROCESS, prior, again.xs, None, second)
+    np.testing.assert_allclose(whole.log_ratio, again.log_ratio, rtol=1e-4, atol=1e-5)
+    value, _ = rtbjax.loss({"policy": second.params}, again, process=PROCESS, apply_fn=second.apply_fn)
+    assert np.isfinite(value)
 
 
 def test_a_prior_that_builds_on_another_says_how_to_stand_alone(key):

@@ -126,6 +126,11 @@ def test_where_jax_is_in_double_precision_weights_stay_single(key):
     chain = LinearGaussian()
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         found = smc.steer(
-            key, chain.process, chain.prior, lambda x, cond: chain.log_reward(x).astype(jnp.float64), shape=(64, 2)
+            key,
+            chain.process,
+            chain.prior,
+            lambda x, cond: chain.log_reward(x).astype(jnp.float64),
+            shape=(64, 2),
+            beta=np.float64(1.0),
         )
     assert found.log_z.dtype == jnp.float32 and np.isfinite(found.log_z)

@@ -143,6 +143,7 @@ def test_words_may_have_accents():
     words = ["el", "niño", "comió", ":", "¡", "qué", "bien", "!"]
     for form in ("NFC", "NFD"):
         assert split(unicodedata.normalize(form, "El niño comió: ¡qué bien!")) == words
+    assert split("x\u0302 n\u0308o!") == ["x\u0302", "n\u0308o", "!"]
 
 
 def test_byte_pairs_of_sentences_laid_end_to_end_are_those_of_the_text(byte_pairs):

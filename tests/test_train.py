@@ -237,8 +237,8 @@ def _without_key(params, trajectory, *, key, **arguments):
 
 
 def test_the_loop_of_a_notebook_compiles_once(key):
-    """Without a mesh, and with a log Z that is a number of Python's."""
-    traces = []
+    """Without a mesh, and with numbers of Python's for the prior's scale and log Z."""
+    traces, prior = [], Policy({"scale": 1.0}, lambda params, x, t, cond: params["scale"] * CHAIN.prior(x, t, cond))
 
     def apply_fn(params, x, t, cond):
         traces.append(1)
@@ -249,7 +249,7 @@ def test_the_loop_of_a_notebook_compiles_once(key):
     update = make_update(_without_key_of(apply_fn), rule)
     state, counts = init_state({"policy": {"shift": jnp.zeros((5, 2))}, "log_z": 0.0}, rule), []
     for _ in range(3):
-        paths = run(key, CHAIN.prior, Policy(state.params["policy"], apply_fn))
+        paths = run(key, prior, Policy(state.params["policy"], apply_fn))
         state, _ = update(state, paths._replace(log_reward=CHAIN.log_reward(paths.xs[-1])), key)
         counts.append(len(traces))
     assert counts[0] == counts[1] == counts[2]

@@ -115,9 +115,9 @@ class ValueData(NamedTuple):
     means: tuple[Array, Array, Array]
 
 
-def value_data(config: ConfigDict, images: Float[Array, "N H W C"], key: Array) -> ValueData:
+def value_data(config: ConfigDict, process: Process, images: Float[Array, "N H W C"], key: Array) -> ValueData:
     """From ``pretrain.paths`` paths of the prior, rounded up to batches, of which `MEANS` steps each are kept."""
-    prior, process = networks.load_prior(config), networks.make_process(config)
+    prior = networks.load_prior(config)
     classifier, classifier_params = networks.load_classifier(config)
     batch = config.eval.batch_size
     roll = make_rollout(process, (batch, *networks.shape(config)))
@@ -183,9 +183,8 @@ def train(config: ConfigDict, what: str, workdir: Path) -> None:
         denoiser, net = networks.load_unet(config)[1], NoisyClassifier(**config.prior.network)
         params = from_denoiser(net.init(init_key, x, t)["params"], denoiser)
         with checking():
-            process = networks.make_process(config, VALUE_LEVELS)
-            networks.make_process(config)  # That the prior's samples are drawn by.
-        loss, source = value_loss(net, process, settings.batch_size), value_data(config, images, data_key)
+            process, levels = networks.make_process(config), networks.make_process(config, VALUE_LEVELS)
+        loss, source = value_loss(net, levels, settings.batch_size), value_data(config, process, images, data_key)
     label = f"{config.data.set} {what}"
     params = fit(loss, params, source, settings, key=fit_key, workdir=workdir, label=label)
     if what == "value":

@@ -70,7 +70,7 @@ def seen_outside(box: tuple[int, ...], shape: tuple[int, int, int]) -> np.ndarra
       ConfigError: the box does not lie within the image.
     """
     rows, cols, _ = shape
-    whole = len(box) == 4 and all(isinstance(side, int) for side in box)
+    whole = len(box) == 4 and all(type(side) is int for side in box)
     inside = whole and min(box) >= 0 and box[0] + box[2] <= rows and box[1] + box[3] <= cols
     if not inside:
         raise ConfigError(

@@ -21,7 +21,7 @@ from experiments.errors import UserError
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 END_OF_TEXT = "<|endoftext|>"  # As GPT-2 calls it.
-_WORD = re.compile(r"[\w']+|[^\w\s]")
+_WORD = re.compile(r"(?:[\w'][\u0300-\u036f]*)+|[^\w\s]")  # With accents that no letter of its own has.
 
 
 class Vocabulary(Protocol):

@@ -101,15 +101,17 @@ def descend(
     """The way down: one grid of features per level, finest first; its layers belong to the module that calls.
 
     Raises:
-      ValueError: sides that do not divide by ``patch * 2^(levels - 1)``.
+      ValueError: sides that do not divide by ``patch * 2^(levels - 1)``, no level, or not a number of blocks for each.
     """
+    if not channels or len(channels) != len(num_blocks):
+        raise ValueError(
+            f"channels and num_blocks must be as many, at least 1, got {len(channels)} and {len(num_blocks)} levels."
+        )
     factor = patch * 2 ** (len(channels) - 1)
     if x.shape[1] % factor or x.shape[2] % factor:
         raise ValueError(f"Image sides {x.shape[1:3]} do not divide by {factor}.")
     h = Conv(channels[0], dtype=dtype, name="stem")(_space_to_depth(x, patch))
     grids = []
-    if len(channels) != len(num_blocks):
-        raise ValueError(f"channels and num_blocks must be as many, got {len(channels)} and {len(num_blocks)} levels.")
     for level, (width, depth) in enumerate(zip(channels, num_blocks, strict=True)):
         if level > 0:
             h = nn.Dense(width, dtype=dtype, name=f"shrink_{level}")(_space_to_depth(h, 2))

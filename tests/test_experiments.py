@@ -109,7 +109,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("devices, fsdp", [(1, 1), (2, 1), pytest.param(8, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices, fsdp", [(1, 1), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch, devices, fsdp):
     config = changed(config, devices=devices, fsdp=fsdp)
     whole, cut = tmp_path / "whole", tmp_path / "cut"

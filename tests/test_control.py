@@ -192,9 +192,6 @@ def test_prior_and_values_of_other_transitions_are_refused(config, tmp_path):
     own = changed(config, data__path=str(path))
     np.savez(path, **embedded)
     control.build(own)  # By any other name.
-    np.savez(path, **embedded | {"timeouts": np.zeros_like(embedded["timeouts"])})
-    with pytest.raises(weights.WeightsError, match="which are not the transitions"):  # Others have another return.
-        control.build(own)
     actions = embedded["actions"].copy()
     actions[7, 1] = -actions[7, 1]
     np.savez(path, **embedded | {"actions": actions})
@@ -206,6 +203,14 @@ def test_prior_and_values_of_other_transitions_are_refused(config, tmp_path):
         control.pretrain(changed(own, pretrain__what="awr"), tmp_path)
     with pytest.raises(weights.WeightsError, match=message.format("reward")):
         control.build(changed(own, prior__weights=str(tmp_path / "hopper_prior.safetensors")))
+
+
+def test_transitions_that_differ_in_their_returns_alone_are_others():
+    """Rewards are scaled by them."""
+    found = transitions.load("", TASKS["hopper"])
+    fewer = networks.notes_of(found._replace(returns=found.returns[:-1]))
+    assert fewer["trained_on"] == networks.notes_of(found)["trained_on"]
+    assert fewer["transitions"] != networks.notes_of(found)["transitions"]
 
 
 @pytest.mark.slow

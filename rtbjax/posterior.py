@@ -207,8 +207,8 @@ def learned_std(base: Policy, head_params: PyTree, head: Callable[[PyTree, Array
         output = Policy(params["base"], base.apply_fn)(x, t, cond, *features)
         change = head(params["log_std"], x, t, cond)
         # Of each sample, for what carries outputs along paths: a posterior on top of this one.
-        per_sample = (x.shape[0], *change.shape[1:]) if change.ndim else (x.shape[0], *(1 for _ in x.shape[1:]))
-        return _add_log_std(output, jnp.broadcast_to(change, per_sample))
+        shape = change.shape or (1,) * x.ndim
+        return _add_log_std(output, jnp.broadcast_to(change, (x.shape[0], *shape[1:])))
 
     return Policy({"base": base.params, "log_std": head_params}, apply_fn, base.look)
 

@@ -62,7 +62,7 @@ def test_what_was_pretrained_is_played_and_nothing_else(tmp_path, key):
     for name in ("awr", "cql", "dql", "qgpo"):
         path = baselines.weights_file(config, tmp_path / "pretrain" / name, name)
         write(path, baselines.BASELINES[name].init(key, *SIZES))
-    found = baselines.actors(config, tmp_path / "pretrain", embedded())
+    found = baselines.actors(config, tmp_path / "pretrain")
     assert found.keys() == {"awr", "cql", "dql", "qgpo"}
     observations = jnp.asarray(np.random.default_rng(0).normal(size=(5, 11)), jnp.float32)
     for actor in found.values():
@@ -75,7 +75,7 @@ def test_a_baseline_of_another_environment_is_refused(tmp_path, key):
     path = baselines.weights_file(config, tmp_path / "pretrain" / "awr", "awr")
     write(path, baselines.BASELINES["awr"].init(key, *SIZES), "walker2d")
     with pytest.raises(weights.WeightsError, match="was trained in walker2d"):
-        baselines.actors(config, tmp_path / "pretrain", embedded())
+        baselines.actors(config, tmp_path / "pretrain")
 
 
 def test_a_baseline_of_other_transitions_is_refused(tmp_path, key):
@@ -83,7 +83,7 @@ def test_a_baseline_of_other_transitions_is_refused(tmp_path, key):
     path = baselines.weights_file(config, tmp_path / "pretrain" / "awr", "awr")
     write(path, baselines.BASELINES["awr"].init(key, *SIZES), transitions="others")
     with pytest.raises(weights.WeightsError, match="not the transitions that config.data.path has .*what=awr"):
-        baselines.actors(config, tmp_path / "pretrain", embedded())
+        baselines.actors(config, tmp_path / "pretrain")
 
 
 def test_a_data_set_is_found_under_either_name_and_the_embedded_one_without_a_folder(tmp_path):

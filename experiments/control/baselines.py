@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
+from experiments import weights
 from experiments.control import behaviour_prior, cql, diffusion_ql, gaussian, iql, networks, qgpo, rollouts
 from experiments.control.learning import Batch, batch_of
 from experiments.control.tasks import Task
@@ -148,19 +149,21 @@ def weights_file(config: ConfigDict, folder: Path, what: str) -> Path:
     return folder / f"{config.environment}_{'iql' if what == 'reward' else what}.safetensors"
 
 
-def actors(config: ConfigDict, folder: Path, data: Transitions) -> dict[str, rollouts.Actor]:
+def actors(config: ConfigDict, folder: Path) -> dict[str, rollouts.Actor]:
     """The baselines that were pretrained in subfolders of a folder, by name.
 
     Raises:
-      WeightsError: weights that cannot be read, or are of other sizes, another environment or other transitions.
+      WeightsError: weights that cannot be read, or are of other sizes, another environment or other transitions than
+        the prior's.
     """
     task, found = networks.task_of(config), {}
+    wanted = weights.metadata(weights.locate(config.prior.weights))
     for name, baseline in BASELINES.items():
         path = weights_file(config, folder / name, name)
         if path.exists():
             sizes = (config.baseline.width, task.observation_dim, task.action_dim)
             shapes = jax.eval_shape(lambda key, init=baseline.init, sizes=sizes: init(key, *sizes), jax.random.key(0))
             params, norm = networks.load(config, str(path), shapes, name)
-            networks.check_data(path, name, data)
+            networks.check_data(path, name, wanted)
             found[name] = baseline.actor(config, params, norm)
     return found

@@ -1,5 +1,6 @@
 """Which prior and which values a config means: their sizes, their weights, the chain they share."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,30 +69,30 @@ def notes_of(found: Transitions) -> dict[str, str]:
     return {"trained_on": data_of(found), "transitions": weights.fingerprint(found._replace(source=""))}
 
 
-def check_data(path: Path, what: str, found: Transitions) -> None:
-    """Checks that weights were trained on these transitions, whatever the file is called that holds them.
+def check_data(path: Path, what: str, wanted: Mapping[str, Any]) -> None:
+    """Checks that weights were trained on the transitions at hand, whatever the file is called that holds them.
 
     Args:
       path: of the weights.
       what: of ``pretrain.what``, for the message.
-      found: the transitions at hand.
+      wanted: `notes_of` the transitions at hand.
 
     Raises:
       WeightsError: they cannot be read, were trained on others, or do not say on which.
     """
-    notes, own = weights.metadata(path), notes_of(found)
-    if notes.get("transitions") != own["transitions"]:
+    notes = weights.metadata(path)
+    if notes.get("transitions") != wanted["transitions"]:
         raise weights.WeightsError(
             f"{path} was trained on {notes.get('trained_on', 'data that it does not name')}, which are not the "
-            f"transitions that config.data.path has ({own['trained_on']}): train it on these "
+            f"transitions that config.data.path has ({wanted['trained_on']}): train it on these "
             f"(--mode=pretrain --config.pretrain.what={what})."
         )
 
 
-def check_networks(config: ConfigDict, found: Transitions, needed: tuple[str, ...] = tuple(FIELDS)) -> None:
+def check_networks(config: ConfigDict, wanted: Mapping[str, Any], needed: tuple[str, ...] = tuple(FIELDS)) -> None:
     """As `check_data` for the prior and the values of a config, those of them that are needed."""
     for what in needed:
-        check_data(weights.locate(get(config, FIELDS[what])), what, found)
+        check_data(weights.locate(get(config, FIELDS[what])), what, wanted)
 
 
 def load_prior(config: ConfigDict) -> tuple[Policy, Normaliser]:

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import loop, records
-from experiments.control import baselines, networks, rollouts, transitions
+from experiments.control import baselines, networks, rollouts
 from experiments.control.tasks import Task
 from experiments.domains import control
 from experiments.errors import UserError
@@ -43,11 +43,10 @@ def actors(config: ConfigDict, runs: dict[str, Path], pretrained: Path, candidat
       pretrained: a folder of baselines (`baselines.actors`).
       candidates: actions that IDQL chooses from.
     """
-    domain, task = control.build(config), networks.task_of(config)
-    dim = task.action_dim
+    domain, dim = control.build(config), networks.task_of(config).action_dim
     cloned = rollouts.diffusion_actor(domain.process, domain.prior, None, dim)
     found = {"bc": cloned, "idql": rollouts.best_of(cloned, domain.log_reward, candidates)}
-    found |= baselines.actors(config, pretrained, transitions.load(config.data.path, task))
+    found |= baselines.actors(config, pretrained)
     for name, workdir in runs.items():
         one = records.config_of(workdir, "control", "configs/d4rl.py")
         built = control.build(one)

@@ -65,7 +65,7 @@ def build(config: ConfigDict) -> Domain:
     found = transitions.load(config.data.path, task)
     prior, norm = networks.load_prior(config)
     values, values_norm = networks.load_values(config)
-    networks.check_networks(config, found)
+    networks.check_networks(config, networks.notes_of(found))
     process = networks.make_process(config)
     log_reward = networks.make_log_reward(values, values_norm, config.reward.alpha)
     learner = make_posterior(config, process, prior, norm, log_reward)
@@ -190,7 +190,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         params = iql.train(learning.batch_of(found, norm), config.iql, key=key, workdir=workdir)
         steps, notes["reward_scale"] = config.iql.steps, transitions.reward_scale(found)
     else:
-        networks.check_networks(config, found, BASELINES[what].needs)
+        networks.check_networks(config, notes, BASELINES[what].needs)
         params, steps = BASELINES[what].train(config, found, norm, key, workdir), config.baseline.steps
         use = "experiments.control.play plays it beside the run of this workdir"
     weights.save(path, {"params": params, "observations": norm._asdict()}, notes | {"steps": steps})

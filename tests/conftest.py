@@ -1,9 +1,11 @@
 import os
 
+from machine import COMPILE_FAST
+
 # Before JAX starts. Sharding is tested on 8 forced CPU devices, whose threads meet late where the cores are busy, which
-# XLA takes for a deadlock after 40 seconds; and tests compile more than they compute.
+# XLA takes for a deadlock after 40 seconds.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+    f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST} --xla_force_host_platform_device_count=8"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"

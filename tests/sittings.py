@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 from absl import app
+from machine import environment
 
 import experiments.domains.gmm
 import experiments.domains.images  # noqa: F401
@@ -28,8 +29,8 @@ def sit(arguments: list[str], cache: str) -> None:
 
 
 def server(monkeypatch) -> multiprocessing.context.ForkServerContext:
-    """Its processes start as this one would from a shell, not with the eight devices of the other tests."""
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    """Its processes start as from a shell, with one device."""
+    monkeypatch.setenv("XLA_FLAGS", environment()["XLA_FLAGS"])
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sittings"])

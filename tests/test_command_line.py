@@ -1,7 +1,6 @@
 """Bad commands are one sentence; hints can be pasted."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from machine import environment
 from shrunk import gmm
 
 from configs import inverse
@@ -20,10 +20,8 @@ CONFIGS = [f"configs/{name}.py" for name in ("cifar10", "d4rl", "gmm", "inverse"
 
 
 def call(*arguments):
-    # A user's machine, not the eight devices of the other tests.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "experiments/run.py", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import math
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import FunctionType
 
 import pytest
+from machine import environment
 
 import rtbjax
 from configs import mnist
@@ -26,8 +26,7 @@ def blocks(language, document=ROOT / "README.md"):
 
 
 def run(code):
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    env.pop("XLA_FLAGS", None)  # A reader's machine, not the eight devices of the other tests.
+    env = environment() | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

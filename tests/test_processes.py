@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from machine import environment
 from safetensors.numpy import load_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,12 +38,11 @@ ARGUMENTS = (
 
 
 def start(folder: Path, workdir: str, *extra: str, devices: int = 1) -> subprocess.Popen:
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    env["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
-    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     places = (f"--workdir={folder / workdir}", f"--config.eval.exact_cache={folder / f'exact-{workdir}'}")
     command = [sys.executable, "experiments/run.py", *ARGUMENTS, *places, *extra]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def free_address() -> str:
@@ -184,8 +184,7 @@ except RewardError as error:
 
 @pytest.mark.slow
 def test_each_host_scores_its_own_paths_and_a_scorer_that_is_down_on_one_stops_all():
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    env["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    env = environment() | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
     address = free_address()
     outputs = finish(
         [

@@ -68,7 +68,7 @@ def test_a_time_of_each_sample_is_that_samples_scalar_time(masked, key):
     tokens, times = jax.random.randint(key, (3, 6), 0, 12), jnp.array([0.1, 0.5, 0.9])
     together = net.apply(params, tokens, times)
     for row, t in enumerate(times):
-        np.testing.assert_allclose(net.apply(params, tokens[row : row + 1], t)[0], together[row], atol=1e-5)
+        np.testing.assert_allclose(net.apply(params, tokens[row : row + 1], t)[0], together[row], rtol=1e-5, atol=1e-5)
 
 
 def test_a_span_is_a_part_of_the_whole(masked, key):

@@ -203,6 +203,7 @@ def build(config: ConfigDict) -> Domain:
         posterior=make_posterior(config, process, prior),
         log_reward=log_reward,
         log_bound=log_bound,
+        rare=config.reward.rare,
         fingerprint=weights.fingerprint(
             prior.params,
             pipeline.vae.params,

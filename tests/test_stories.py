@@ -241,7 +241,7 @@ def test_noised_middles_are_the_stories_own(domain, config):
 def test_the_metrics_tell_the_posterior_from_the_prior(domain, config):
     """Of exact samples of the grammar's p(z | x, y), of its p(z | x), and of what tells no event."""
     found = corpus.load(changed(config, eval__stories=4).data, 1)
-    rng, count = np.random.default_rng(0), 2_000
+    rng, count = np.random.default_rng(0), 500
 
     def tokens(events):
         parts = [(found.vocabulary.encode(text)) for text in events]
@@ -260,10 +260,10 @@ def test_the_metrics_tell_the_posterior_from_the_prior(domain, config):
     prior = np.stack([drawn(grammar.event_law(grammar.read(story[:3])), story) for story in told])
     garbage = np.full_like(exact, found.vocabulary.encode("rope")[0])
     values = domain.evaluate({"prior": prior, "rtb": exact, "exact": garbage, "exact_again": again})
-    # Of 2,000 samples; a slot has at most 13 values.
-    assert values["rtb"]["event_tv"] < 0.04 < 0.15 < values["prior"]["event_tv"]
-    assert values["grammar"]["event_tv"] < 0.04 and values["exact"]["event_tv"] == pytest.approx(1.0)
-    assert values["rtb"]["event_tv_to_exact"] < 0.05 and values["exact"]["no_event"] == 1.0
+    # Of 500 samples; a slot has at most 13 values.
+    assert values["rtb"]["event_tv"] < 0.08 < 0.15 < values["prior"]["event_tv"]
+    assert values["grammar"]["event_tv"] < 0.08 and values["exact"]["event_tv"] == pytest.approx(1.0)
+    assert values["rtb"]["event_tv_to_exact"] < 0.1 and values["exact"]["no_event"] == 1.0
     assert values["rtb"]["no_event"] == values["prior"]["no_event"] == 0.0
     assert values["rtb"]["bleu"] > values["prior"]["bleu"] > values["exact"]["bleu"]
     assert values["rtb"]["gleu"] > values["prior"]["gleu"] > values["exact"]["gleu"]

@@ -1,5 +1,6 @@
 """Assembles each step's batch of paths from the behaviours of the config."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -211,9 +212,7 @@ class Proposal:
         if self._domain.conditions is None:
             return None
         # Folded beyond what `propose` splits, whose keys a domain without conditions draws by.
-        return jax.random.choice(
-            jax.random.fold_in(key, 9), self._domain.conditions.count, (self._groups,), replace=False
-        )
+        return distinct(jax.random.fold_in(key, 9), self._domain.conditions.count, self._groups)
 
     def _repeat(self, chosen: Array | None, count: int) -> Any:
         """The conditions of ``count`` paths of each group."""
@@ -284,6 +283,21 @@ class Proposal:
             log_ratio=jax.tree.map(time_major, mixed.log_ratio),
             features=jax.tree.map(time_major, mixed.features),
         )
+
+
+@functools.partial(jax.jit, static_argnames=("count", "number"))
+def distinct(key: Array, count: int, number: int) -> Array:
+    """``i32[number]`` different ones of 0..count-1, each set of them as likely (Floyd's algorithm).
+
+    `jax.random.choice` would shuffle all of them: of 100,000 recorded states that took as long as a rollout.
+    """
+
+    def draw(chosen, i):
+        last = count - number + i
+        new = jax.random.randint(jax.random.fold_in(key, i), (), 0, last + 1)
+        return chosen.at[i].set(jnp.where((chosen == new).any(), last, new)), None
+
+    return jax.lax.scan(draw, jnp.full(number, -1), jnp.arange(number))[0]
 
 
 def check_cost(drawn: int, have: int, wanted: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from oracles import QuadraticGaussian
@@ -10,8 +11,17 @@ from shrunk import bare_domain, changed
 from configs.gmm import get_config
 from experiments import hosts
 from experiments.domains.base import Conditions
-from experiments.proposal import Proposal
+from experiments.proposal import Proposal, distinct
 from rtbjax.sharding import data_mesh
+
+
+def test_conditions_of_a_batch_are_different_and_any_set_of_them_is_as_likely(key):
+    pairs = jax.vmap(lambda key: distinct(key, 5, 2))(jax.random.split(key, 20_000))
+    drawn, times = np.unique(np.sort(pairs, axis=1), axis=0, return_counts=True)
+    assert len(drawn) == 10 and (drawn[:, 0] < drawn[:, 1]).all()
+    chi_squared = np.sum((times - 2_000) ** 2 / 2_000)
+    assert chi_squared < 27.9  # Of nine degrees of freedom; one key in a thousand has more.
+    assert sorted(distinct(key, 5, 5).tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_replay_prefers_what_had_more_reward(key):

@@ -23,8 +23,9 @@ from experiments.control.behaviour_prior import MAX_LATENT, TRAIN_STEPS
 from experiments.domains.base import Domain
 from experiments.images.posteriors import SCORE_SCALE
 
-# They agree to 1e-6, control's to 1.1e-5, in single precision; GELU by its other formula alone is 7e-4 or more off.
-AGREEMENT = 1e-4
+# In single precision they agree to 1e-6, and control's, whose first step divides by the little signal that there is, to
+# 3e-5 of 75 steps and 3e-4 of 15; GELU by its other formula alone is 7e-4 or more off.
+AGREEMENT = 5e-4
 
 
 def device() -> torch.device:

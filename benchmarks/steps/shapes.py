@@ -20,6 +20,7 @@ CONFIGS = {
     "gmm": ("gmm", ""),
     "mnist": ("mnist", ""),
     "control": ("d4rl", "paper"),
+    "control_cpu": ("d4rl", ""),  # The default's, sized to two cores.
     "stories": ("stories", ""),
 }
 
@@ -31,9 +32,9 @@ def config_of(name: str) -> ConfigDict:
     for behaviour in ("accepted", "noised", "prior", "replay", "widen"):
         config.behaviour[behaviour] = 0.0
     config.train.optimizer, config.train.learning_rate = "adam", 1e-3
-    if name == "mnist":
+    if config.domain == "images":
         config.posterior.kind = "steered"
-    if name == "control":
+    if config.domain == "control":
         config.posterior.langevin = False
     return config
 

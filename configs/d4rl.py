@@ -4,19 +4,20 @@
     python experiments/run.py --config=configs/d4rl.py:paper               the paper's sizes; for an accelerator
     python experiments/run.py --config=configs/d4rl.py:smoke               the whole path in about a minute
     python experiments/run.py --config=configs/d4rl.py:table4              RTB and seven others; an hour a seed
-    python experiments/run.py --config=configs/d4rl.py:online_vs_mixed     no recorded actions (G.1); cost not measured
+    python experiments/run.py --config=configs/d4rl.py:online_vs_mixed     recorded actions or none; 7 minutes a seed
     python experiments/run.py --config=configs/d4rl.py:alpha_sweep         five alphas (G.2); 15 minutes a seed
 
 Tables are of the data sets in the folder --config.data.path, or of the embedded one; all in them is made anew for every
 seed. Costs and results: docs/results/control.md.
 
 Prior and values of the default are shipped. For other data, here a D4RL file (or an npz, a TFDS or Minari folder),
-each is made first, and alpha chosen (paper, table G.2: `ALPHA`):
+each is made first, and alpha chosen: the smallest at which importance sampling from the prior can say in most states
+what the posterior is (`trusted` in summary.json). The paper's (table G.2: `ALPHA`) are smaller.
 
     D="--config=configs/d4rl.py --config.environment=walker2d --config.data.path=walker2d-medium.npz"
     python experiments/run.py $D --mode=pretrain                                   the behaviour prior
     python experiments/run.py $D --mode=pretrain --config.pretrain.what=reward     IQL's values
-    python experiments/run.py $D --config.prior.weights=... --config.reward.weights=... --config.reward.alpha=0.05
+    python experiments/run.py $D --config.prior.weights=... --config.reward.weights=... --config.reward.alpha=0.5
 """
 
 from ml_collections import ConfigDict
@@ -95,6 +96,7 @@ def get_config(variant: str = ""):
         config.pretrain.learning_rate = 5e-4
     if variant in ("table4", "online_vs_mixed", "alpha_sweep"):
         config.prior.weights = config.reward.weights = ""  # Made in every cell.
+        config.reward.alpha = 0.0  # Each data set has its own.
         config.compare = comparison(variant)
     if variant == "smoke":
         config.process.num_steps = 5

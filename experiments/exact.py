@@ -101,7 +101,8 @@ def draw(config: ConfigDict, domain: Domain, mesh: Mesh) -> Exact:
     kept: list[list[np.ndarray]] = [[] for _ in range(domain.asked)]
     log_rewards: list[list[np.ndarray]] = [[] for _ in range(domain.asked)]
     have = np.zeros(domain.asked, int)
-    with hosts.progress(total=count * domain.asked, desc="exact posterior by rejection", unit="sample") as bar:
+    what = "prior samples for log Z" if domain.log_bound is None else "exact posterior by rejection"
+    with hosts.progress(total=count * domain.asked, desc=what, unit="sample") as bar:
         for batch in range(MAX_BATCHES):
             roll, accept = jax.random.split(jax.random.fold_in(key, batch))
             # The conditions that still want samples, in turn.

@@ -172,7 +172,7 @@ def plan(config: ConfigDict) -> str:
     training = (
         f"{config.train.steps:,} steps of {config.train.batch_size:,} paths" if config.train.steps else "no training"
     )
-    return f"To do: {training}, then {config.eval.num_samples:,} fresh paths for the certificate."
+    return f"To do: {training}, then {config.eval.num_samples:,} fresh paths for each certificate."
 
 
 def header(given: str) -> str | None:
@@ -249,7 +249,7 @@ def run(_argv) -> None:
     if config.distributed:
         start_distributed()
     if mode == "train" and (said := header(given_config())) and evaluate.finished(workdir) is None:
-        hosts.say(f"{given_config()}, as it stands: {said}.")
+        hosts.say(f"{given_config()}, without other options: {said}.")
     if mode == "pretrain":
         pretrain(config, workdir)
     elif config.table:

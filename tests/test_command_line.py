@@ -135,9 +135,9 @@ def test_every_command_of_a_header_says_how_long_it_takes():
 
 def test_what_is_to_be_done_is_told_before_it_starts(tmp_path):
     config = gmm(tmp_path)
-    assert run.plan(config) == "To do: 4 steps of 32 paths, then 64 fresh paths for the certificate."
+    assert run.plan(config) == "To do: 4 steps of 32 paths, then 64 fresh paths for each certificate."
     config.train.steps = 0
-    assert run.plan(config) == "To do: no training, then 64 fresh paths for the certificate."
+    assert run.plan(config) == "To do: no training, then 64 fresh paths for each certificate."
 
 
 def test_the_command_elsewhere_is_the_same_command_with_a_free_workdir(monkeypatch, tmp_path):

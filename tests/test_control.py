@@ -179,6 +179,16 @@ def test_what_cannot_be_is_one_sentence(changes, error, message, config):
         control.build(changed(config, **changes))
 
 
+def test_weights_and_data_of_another_environment_are_named_as_such(config, tmp_path):
+    """Not by their shapes, which say less, or of HalfCheetah and Walker2d nothing."""
+    for loaded in (networks.load_prior, networks.load_values):
+        with pytest.raises(weights.WeightsError, match="was trained in hopper, and config.environment is walker2d"):
+            loaded(changed(config, environment="walker2d"))
+    (tmp_path / "Walker2d-medium.npz").write_bytes(b"")
+    with pytest.raises(DataError, match="Walker2d-medium.npz is of walker2d by its name"):
+        transitions.load(str(tmp_path / "Walker2d-medium.npz"), TASKS["halfcheetah"])
+
+
 def test_weights_of_another_environment_of_the_same_sizes_are_refused(config, tmp_path):
     path = tmp_path / "prior.safetensors"
     params, norm = networks.load_prior(config)

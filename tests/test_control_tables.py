@@ -173,6 +173,7 @@ def test_a_run_that_diverges_has_no_numbers_and_the_others_have_theirs(tmp_path,
     [
         ({"compare__seeds": 0}, "config.compare.seeds must be at least 1, got 0"),
         ({"compare__alpha": -1.0}, "config.compare.alpha must be at least 0, got -1.0"),
+        ({"reward__alpha": 0.5}, "config.reward.alpha is not read by a table: config.compare.alpha sets"),
         ({"data__path": "nowhere"}, "must be a folder of data sets"),
     ],
 )

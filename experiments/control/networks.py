@@ -47,15 +47,15 @@ def load(config: ConfigDict, path: str, params: PyTree, what: str) -> tuple[Any,
       WeightsError: they cannot be read, or are of other sizes or another environment.
     """
     place, task = weights.locate(path), task_of(config)
-    numbers = jax.ShapeDtypeStruct((task.observation_dim,), jnp.float32)
-    like = {"params": params, "observations": {"mean": numbers, "std": numbers}}
-    found: Any = weights.load(place, like)
     trained_in = weights.metadata(place).get("environment")
     if trained_in != config.environment:
         raise weights.WeightsError(
             f"{place} was trained in {trained_in}, and config.environment is {config.environment}: pretrain it on the "
             f"data at hand (--mode=pretrain --config.pretrain.what={what})."
         )
+    numbers = jax.ShapeDtypeStruct((task.observation_dim,), jnp.float32)
+    like = {"params": params, "observations": {"mean": numbers, "std": numbers}}
+    found: Any = weights.load(place, like)
     return found["params"], Normaliser(**found["observations"])
 
 

@@ -32,6 +32,11 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.compare.{name} must be at least 1, got {settings[name]}.")
     if settings.alpha < 0:
         raise ConfigError(f"config.compare.alpha must be at least 0, got {settings.alpha}.")
+    if config.reward.alpha:
+        raise ConfigError(
+            "config.reward.alpha is not read by a table: config.compare.alpha sets that of all its data sets, and 0 "
+            "leaves each the paper's."
+        )
 
 
 def find(folder: str, name: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from experiments.control.tasks import Task
+from experiments.control.tasks import TASKS, Task
 from experiments.data import DataError, prepared_split
 from experiments.weights import REPOSITORY, locate
 
@@ -48,13 +48,16 @@ def load(path: str, task: Task) -> Transitions:
     holds a prepared TFDS ``d4rl_mujoco_*`` set or a Minari set.
 
     Raises:
-      DataError: it cannot be read, is empty, or is not of this task.
+      DataError: it cannot be read, is empty, or is not of this task, by its name or its sizes.
     """
     if not path:
         return of_task(from_arrays(read_npz(EMBEDDED), EMBEDDED.name), task)
     place = locate(path)
     if not place.exists():
         raise DataError(f"There is no data file or folder {place}.")
+    others = [name for name, other in TASKS.items() if place.name.lower().startswith(name) and other != task]
+    if others:  # HalfCheetah and Walker2d have the same sizes.
+        raise DataError(f"{place.name} is of {others[0]} by its name, and config.environment asks for another task.")
     return of_task(_read_folder(place) if place.is_dir() else _read_file(place), task)
 
 

@@ -29,7 +29,7 @@ def sit(arguments: list[str], cache: str) -> None:
 
 
 def server(monkeypatch) -> multiprocessing.context.ForkServerContext:
-    """Its processes start as from a shell, with one device."""
+    """Its processes start as from a shell, not with the eight devices of the other tests."""
     monkeypatch.setenv("XLA_FLAGS", environment()["XLA_FLAGS"])
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     context = multiprocessing.get_context("forkserver")

@@ -71,7 +71,7 @@ def test_pytorch_has_the_same_networks_and_both_of_its_steps_learn_alike(name, l
     config.train.batch_size, config.objective.group = 16, config.objective.group and 4
     config.objective.log_z = log_z
     domain = shapes.build(config)
-    assert pytorch.disagreement(config, domain, key) <= pytorch.AGREEMENT
+    assert pytorch.disagreement(config, domain, key) <= pytorch.AGREEMENT[name]
     net = pytorch.problem(config, domain).networks[1]
     jax.tree.map(
         np.testing.assert_array_equal, networks.weights_of(net, domain.posterior.params), domain.posterior.params

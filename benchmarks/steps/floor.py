@@ -27,7 +27,7 @@ def outputs(process: Process, policy: Policy, xs, cond, features, steps) -> Any:
     def one(i):
         return policy(xs[i], process.time(i), cond, jax.tree.map(lambda f: f[i], features))
 
-    return jax.tree.leaves(jax.vmap(one)(steps))
+    return jax.tree.leaves(one(steps[0]) if len(steps) == 1 else jax.vmap(one)(steps))
 
 
 def forwards(process: Process, chunk: int) -> Callable[..., Any]:

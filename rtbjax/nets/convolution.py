@@ -61,13 +61,7 @@ def convolve(x: Float[Array, "B H W C"], kernel: Float[Array, "k l C F"], sides:
     Returns:
       ``[B, H + above + below - k + 1, W + left + right - l + 1, F]``.
     """
-    return jax.lax.conv_general_dilated(
-        _surrounded(x, sides), kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _surrounded(x: Array, sides: Sides) -> Array:
-    return x if sides == NONE else jnp.pad(x, ((0, 0), *sides, (0, 0)))
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _forward(x: Array, kernel: Array, sides: Sides) -> tuple[Array, tuple[Array, Array]]:
@@ -77,9 +71,10 @@ def _forward(x: Array, kernel: Array, sides: Sides) -> tuple[Array, tuple[Array,
 def _backward(sides: Sides, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     # So many zeros that there is no gradient but that of x itself.
-    around = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, sides, strict=False)]
-    grad_x: Any = convolve(_surrounded(grad, tuple(around)), kernel[::-1, ::-1].swapaxes(2, 3))
-    weights: Any = jax.lax.platform_dependent(_surrounded(x, sides), grad, cpu=by_products, default=by_convolution)
+    around = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, sides, strict=False))
+    grad_x: Any = convolve(grad, kernel[::-1, ::-1].swapaxes(2, 3), around)
+    surrounded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+    weights: Any = jax.lax.platform_dependent(surrounded, grad, cpu=by_products, default=by_convolution)
     return grad_x, weights
 
 

@@ -31,7 +31,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.devices = 0  # 0: all devices; the batch must divide over them.
-    config.cpu_devices = 1  # What a CPU is split into, where JAX runs on one: more, if a step shares its cores badly.
+    config.cpu_devices = 2  # What a CPU is split into, where JAX runs on one: cores share a batch better than a matrix.
     config.precision = "float32"  # float32 | bfloat16: what denoisers compute in; log-probabilities are float32.
     config.fsdp = 1  # Devices that share one copy of prior, posterior and optimizer; must divide their number.
     config.distributed = False  # Several processes share the run: docs/tpu_pods.md.

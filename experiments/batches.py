@@ -128,7 +128,10 @@ def check_devices(config: ConfigDict, devices: int) -> None:
         if size % devices:
             below = size // devices * devices
             nearest = " and ".join(str(s) for s in (below, below + devices) if s)
-            raise ConfigError(f"config.{name}={size} does not divide over {devices} devices; nearest are {nearest}.")
+            raise ConfigError(
+                f"config.{name}={size} does not divide over {devices} devices; nearest are {nearest}, and "
+                "config.devices=1 takes any."
+            )
 
     batch, group = config.train.batch_size, config.objective.group
 
@@ -148,5 +151,6 @@ def check_devices(config: ConfigDict, devices: int) -> None:
     paths = counts(batch)
     raise ConfigError(
         f"config.train.batch_size={batch} does not divide over {devices} devices ({paths['on_policy']} on-policy and "
-        f"{paths['prior']} prior paths with these config.behaviour fractions); nearest are {nearest}."
+        f"{paths['prior']} prior paths with these config.behaviour fractions); nearest are {nearest}, and "
+        "config.devices=1 takes any."
     )

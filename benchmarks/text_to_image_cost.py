@@ -143,12 +143,13 @@ def size_in_bytes(tree: Any) -> int:
 def unet_flops(unet: UNet, tokens: int) -> int:
     """Of one call on one sample: twice the products of numbers in its convolutions, projections and attentions.
 
-    Products with a convolution's padding count too. Layers on the time alone are left out.
+    As XLA counts: products with a convolution's padding do not count. Layers on the time alone are left out.
     """
     side, context = unet.sample_size[0], unet.context_dim or 0
 
-    def conv(inputs: int, outputs: int, side: int) -> int:
-        return 9 * side**2 * inputs * outputs
+    def conv(inputs: int, outputs: int, side: int, stride: int = 1) -> int:
+        at_border = 2 if stride == 1 else 1  # Of stride 2 the last window ends within the image.
+        return (3 * side - at_border) ** 2 * inputs * outputs
 
     def resnet(inputs: int, outputs: int, side: int) -> int:
         shortcut = side**2 * inputs * outputs if inputs != outputs else 0
@@ -173,7 +174,7 @@ def unet_flops(unet: UNet, tokens: int) -> int:
             skips.append(width)
         if level < lowest:
             side //= 2
-            products += conv(width, width, side)
+            products += conv(width, width, side, stride=2)
             skips.append(width)
     products += 2 * resnet(width, width, side) + transformer(width, side, unet.transformers[-1])
     for level, kind in zip(range(lowest, -1, -1), unet.up, strict=True):

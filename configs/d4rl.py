@@ -1,6 +1,6 @@
 """Offline reinforcement learning on D4RL's locomotion tasks (paper, sec. 3.4 and app. G).
 
-    python experiments/run.py --config=configs/d4rl.py                     Hopper, on the embedded set: 90 s of one core
+    python experiments/run.py --config=configs/d4rl.py                     Hopper, on the embedded set: two minutes
     python experiments/run.py --config=configs/d4rl.py:paper               the paper's sizes; for an accelerator
     python experiments/run.py --config=configs/d4rl.py:smoke               the whole path in about a minute
     python experiments/run.py --config=configs/d4rl.py:table4              RTB and seven others; an hour a seed

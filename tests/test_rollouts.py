@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.control import rollouts
+from experiments.control import play, rollouts, tables
 from experiments.control.tasks import TASKS, Task
 from experiments.errors import UserError
 
@@ -111,6 +111,15 @@ def test_the_interval_of_one_seed_is_that_of_its_episodes():
     half = 1.96 * scores.std() / 10
     found = rollouts.interval(scores)
     np.testing.assert_allclose(found, [scores.mean() - half, scores.mean() + half], atol=0.1 * half)
+
+
+def test_a_single_episode_has_no_interval():
+    assert rollouts.interval(np.array([[20.0]])) is None
+    assert tables.score({"score": 20.0, "interval": None}) == "20.0"
+    policy = {"score": 20.0, "interval": None, "latency_ms": 0.5}
+    assert "| rtb | 20.0 |  | 0.5 |" in play.report(
+        {"environment": "Hopper", "seeds": [0], "policies": {"rtb": policy}}
+    )
 
 
 def test_the_best_of_several_actions_is_the_one_that_log_r_prefers():

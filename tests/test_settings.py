@@ -132,8 +132,10 @@ def test_policy_gradients_take_their_own_paths_alone(config, loss):
 )
 def test_what_does_not_divide_over_the_devices_names_the_field_and_the_nearest_values(config, changes, message):
     batches.check_devices(config, 8)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message + r"( and \d+)?; config.devices=1 takes any\.$"):
         batches.check_devices(changed(config, **changes), 8)
+    with pytest.raises(ConfigError, match=message + r"( and \d+)?\.$"):  # Where one device cannot take the run.
+        batches.check_devices(changed(config, fsdp=2, **changes), 8)
 
 
 def test_data_that_training_does_not_read_are_warned_of(config, tmp_path, caplog):

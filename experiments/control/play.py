@@ -105,13 +105,17 @@ def scores(workdirs: list[Path], episodes: int, candidates: int) -> dict:
     return {"environment": task.environment, "seeds": [c.seed for c in configs], "policies": policies}
 
 
+def spread(interval: tuple[float, float] | None) -> str:
+    """For a table."""
+    return "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
 def report(found: dict) -> str:
     """A Markdown table."""
     lines = [f"{found['environment']}, seeds {found['seeds']}", "", "| policy | score | 95 % | ms an action |"]
     lines.append("|---|---|---|---|")
     for name, p in found["policies"].items():
-        low, high = p["interval"]
-        lines.append(f"| {name} | {p['score']:.1f} | {low:.1f} to {high:.1f} | {p['latency_ms']:.1f} |")
+        lines.append(f"| {name} | {p['score']:.1f} | {spread(p['interval'])} | {p['latency_ms']:.1f} |")
     return "\n".join(lines)
 
 

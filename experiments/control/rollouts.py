@@ -108,11 +108,13 @@ def play(
 
 def interval(
     scores: Float[np.ndarray, "seeds episodes"], *, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """95 % bootstrap interval of the mean score: training seeds are drawn, then episodes within each.
 
-    With one seed it says nothing of another training run.
+    With one seed it says nothing of another training run; of a single episode there is none.
     """
+    if scores.size == 1:
+        return None
     rng = np.random.default_rng(seed)
     seeds, episodes = scores.shape
     chosen = rng.integers(seeds, size=(resamples, seeds))

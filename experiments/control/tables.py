@@ -203,8 +203,8 @@ def table(result: dict) -> str:
 def score(found: dict | None) -> str:
     if found is None:
         return ""
-    low, high = found["interval"]
-    return f"{found['score']:.1f} ({low:.1f} to {high:.1f})"
+    spread = play.spread(found["interval"])
+    return f"{found['score']:.1f} ({spread})" if spread else f"{found['score']:.1f}"
 
 
 def latency(sets: dict, policy: str) -> str:

@@ -1,6 +1,8 @@
-"""One update of a domain compiled ahead of time for TPU slices that are not there: compiled, not run.
+"""An update of a domain compiled ahead of time for TPU slices that are not there: compiled, not run.
 
-    python benchmarks/tpu_compile.py --config=configs/gmm.py --topology=v5e:2x4        needs pip install -e ".[tpu]"
+    pip install -e ".[tpu]"
+    python benchmarks/tpu_compile.py                   every domain's default, for slices of 8 and 64 chips
+    python benchmarks/tpu_compile.py --config=configs/gmm.py --topology=v5e:2x4
 
 For whole parameters and for parameters in parts: bytes per device as the compiler assigns them, and the collectives of
 the program. A collective in a loop is counted once, however often the loop turns. The numbers go to --out as JSON.
@@ -13,6 +15,7 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # There is no TPU to ask.
 
 import argparse
 import importlib
+import itertools
 import math
 import re
 import sys
@@ -26,11 +29,13 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.steps.shapes import condition
 from experiments import objectives, optimizers
 from experiments.records import write_json
 from rtbjax import rollout, train
 from rtbjax.sharding import DATA_AXIS, FSDP_AXIS, parameter_shardings, trajectory_specs
 
+CONFIGS = tuple(f"configs/{n}.py" for n in ("gmm", "mnist", "cifar10", "inverse", "d4rl", "stories", "text_to_image"))
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
 
@@ -47,8 +52,8 @@ def compiled(config, domain, mesh: Mesh):
     update = jax.jit(train.make_update(objectives.make(config, domain), optimizer, mesh), donate_argnums=0)
     key, batch = jax.random.key(0), config.train.batch_size
     state = jax.eval_shape(lambda: train.init_state(objectives.initial_params(config, domain), optimizer))
-    shape = (batch, *domain.event_shape)
-    paths = jax.eval_shape(lambda: rollout(key, domain.process, domain.prior, domain.posterior, shape=shape))
+    shape, cond = (batch, *domain.event_shape), condition(config, domain)
+    paths = jax.eval_shape(lambda: rollout(key, domain.process, domain.prior, domain.posterior, shape=shape, cond=cond))
     paths = paths._replace(log_reward=jax.ShapeDtypeStruct((batch,), np.float32))
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), trajectory_specs(paths, mesh))
     key = jax.eval_shape(lambda: key)
@@ -83,23 +88,27 @@ def measure(config, domain, devices, fsdp: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/gmm.py", help="default %(default)s")
-    parser.add_argument("--topology", default="v5e:2x4", help="default %(default)s")
+    parser.add_argument("--config", default=",".join(CONFIGS), help="one or several, with commas (default %(default)s)")
+    parser.add_argument("--topology", default="v5e:2x4,v5e:8x8", help="one or several (default %(default)s)")
     parser.add_argument(
-        "--batch", type=int, help="paths over all devices; the config's, rounded up to divide, if not given"
+        "--batch", type=int, help="paths over all devices; the config's, rounded up to devices and groups, if not given"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/tpu_compile.json"), help="default %(default)s")
     arguments = parser.parse_args()
-    devices = topologies.get_topology_desc(arguments.topology, platform="tpu").devices
-    config, domain = load(arguments.config)
-    config.train.batch_size = arguments.batch or math.ceil(config.train.batch_size / len(devices)) * len(devices)
-    rows = [measure(config, domain, devices, fsdp) for fsdp in (1, 8)]
-    print(f"{arguments.config} on {arguments.topology}, {config.train.batch_size} paths: compiled, not run")
-    for row in rows:
-        sizes = ", ".join(f"{name} {size / 1e6:.3f} MB" for name, size in row["bytes"].items())
-        print(f"fsdp {row['fsdp']}: {sizes} per device; {row['collectives']}")
-    result = {"config": arguments.config, "topology": arguments.topology, "batch": config.train.batch_size}
-    write_json(arguments.out, result | {"jax": jax.__version__, "ran": False, "rows": rows})
+    results = []
+    for topology, name in itertools.product(arguments.topology.split(","), arguments.config.split(",")):
+        devices = topologies.get_topology_desc(topology, platform="tpu").devices
+        config, domain = load(name)
+        whole = math.lcm(len(devices), config.objective.group or 1)
+        batch = config.train.batch_size = arguments.batch or math.ceil(config.train.batch_size / whole) * whole
+        rows = [measure(config, domain, devices, fsdp) for fsdp in (1, 8)]
+        print(f"\n{name} on {topology}, {batch} paths: compiled, not run")
+        for row in rows:
+            sizes = ", ".join(f"{kind} {size / 1e6:.3f} MB" for kind, size in row["bytes"].items())
+            print(f"fsdp {row['fsdp']}: {sizes} per device; {row['collectives']}", flush=True)
+        found = {"config": name, "topology": topology, "batch": batch, "jax": jax.__version__, "ran": False}
+        results.append(found | {"rows": rows})
+        write_json(arguments.out, {"programs": results})
 
 
 if __name__ == "__main__":

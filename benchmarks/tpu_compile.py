@@ -1,6 +1,6 @@
 """An update of a domain compiled ahead of time for TPU slices that are not there: compiled, not run.
 
-    pip install -e ".[tpu]"
+    pip install -e ".[tpu,text]"
     python benchmarks/tpu_compile.py                   every domain's default, for slices of 8 and 64 chips
     python benchmarks/tpu_compile.py --config=configs/gmm.py --topology=v5e:2x4
 

@@ -117,24 +117,20 @@ def check_group(config: ConfigDict, conditions: int) -> None:
         )
 
 
-def _one(config: ConfigDict) -> str:
-    """What else can be done, where a single device can take the run."""
-    return "" if config.distributed or config.fsdp > 1 else "; config.devices=1 takes any"
-
-
 def check_devices(config: ConfigDict, devices: int) -> None:
     """Checks that all batches that are rolled out divide over the devices.
 
     Raises:
       ConfigError: naming the field and the nearest values that do.
     """
+    otherwise = "" if config.distributed or config.fsdp > 1 else "; config.devices=1 takes any"
     whole = {"behaviour.prior_paths": config.behaviour.prior_paths, "eval.batch_size": config.eval.batch_size}
     for name, size in whole.items():
         if size % devices:
             below = size // devices * devices
             nearest = " and ".join(str(s) for s in (below, below + devices) if s)
             raise ConfigError(
-                f"config.{name}={size} does not divide over {devices} devices; nearest are {nearest}{_one(config)}."
+                f"config.{name}={size} does not divide over {devices} devices; nearest are {nearest}{otherwise}."
             )
 
     batch, group = config.train.batch_size, config.objective.group
@@ -155,6 +151,6 @@ def check_devices(config: ConfigDict, devices: int) -> None:
     paths = counts(batch)
     raise ConfigError(
         f"config.train.batch_size={batch} does not divide over {devices} devices ({paths['on_policy']} on-policy and "
-        f"{paths['prior']} prior paths with these config.behaviour fractions); nearest are {nearest}"
-        f"{_one(config)}."
+        f"{paths['prior']} prior paths with these config.behaviour fractions); "
+        f"nearest are {nearest}{otherwise}."
     )
